@@ -1,0 +1,1 @@
+"""Moodbox's daemon: watches a folder, classifies what is dropped there, and moves it."""

@@ -1,0 +1,1 @@
+"""Moodbox's trainer: turns class folders into numbered model bundles."""

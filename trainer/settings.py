@@ -1,0 +1,263 @@
+"""Settings: one schema for settings.toml, shared by `moodbox` and `moodbox-train`.
+
+Invariant: a value is either understood or refused by name. A misspelt table or key, in the file, in the environment or
+in a flag, is an error for both commands; nothing falls back silently.
+"""
+
+import difflib
+import json
+import os
+import socket
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError as PydanticSettingsError,
+    TomlConfigSettingsSource,
+)
+
+Nested = dict[str, Any]
+
+ENV_PREFIX = "MOODBOX_"
+ENV_FILE = "MOODBOX_SETTINGS"
+SYSTEM_FILE = Path("/etc/moodbox/settings.toml")
+
+IGNORE = (
+    ".*", "*.part", "*.filepart", "*.partial", "*.tmp", "*.temp", "*.crdownload", "*.download", "*.opdownload",
+    "~$*", "*~", "Thumbs.db", "ehthumbs.db", "desktop.ini", "@eaDir", "#recycle", "$RECYCLE.BIN",
+    "System Volume Information", "__MACOSX", "lost+found",
+)  # fmt: skip
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message names it and says what to do."""
+
+
+def _plain_name(value: str) -> str:
+    if value and (value.startswith(".") or not all(c.isalnum() or c in "._-" for c in value) or len(value) > 64):
+        raise ValueError("use at most 64 letters, digits, '.', '_' and '-', and no leading dot")
+    return value
+
+
+class Table(BaseModel):
+    """A table of settings.toml: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
+
+
+class Tray(Table):
+    """Where photos come and go."""
+
+    root: Path = Path("tray")
+    settle_seconds: float = Field(0.5, ge=0.0, le=3600)
+    ignore: tuple[str, ...] = IGNORE
+    max_file_bytes: int = Field(200_000_000, ge=1)
+    max_pixels: int = Field(100_000_000, ge=1)
+    poll: Literal["auto", "always", "never"] = "auto"
+
+
+class Journal(Table):
+    """The JSON log of decisions."""
+
+    root: Path = Path("log")
+    segment_bytes: int = Field(64 * 1024 * 1024, ge=4096)
+
+
+class Daemon(Table):
+    """How the daemon works."""
+
+    name: Annotated[str, AfterValidator(_plain_name)] = ""
+    batch_size: int = Field(32, ge=1, le=1024)
+    batch_wait_seconds: float = Field(0.05, ge=0.0, le=3600)
+    rescan_seconds: float = Field(30.0, ge=0.1, le=86_400)
+    max_attempts: int = Field(3, ge=1, le=100)
+    decode_seconds: float = Field(60.0, gt=0.0)
+    review_below: float = Field(0.0, ge=0.0, le=1.0)
+    threads: int = Field(0, ge=0, le=256)
+
+    @property
+    def owner(self) -> str:
+        """The name that this daemon asks for: `name`, else the host's."""
+        return self.name or "".join(c if c.isalnum() or c in "_-" else "-" for c in socket.gethostname())[:64] or "host"
+
+    @property
+    def cores(self) -> int:
+        """How many threads decode and predict: `threads`, else one for each core that this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+class Models(Table):
+    """Where bundles are published."""
+
+    root: Path = Path("models")
+
+
+class Dataset(Table):
+    """Where approved examples are: one folder per class."""
+
+    root: Path = Path("training")
+
+
+class Trainer(Table):
+    """How models are made. A zero stands for the architecture's own value."""
+
+    runs: Path = Path("runs")
+    architecture: str = "efficientnet_lite0"
+    image_size: int = Field(0, ge=0, le=2048)
+    batch_size: int = Field(32, ge=1, le=4096)
+    epochs: int = Field(0, ge=0, le=100_000)
+    learning_rate: float = Field(0.0, ge=0.0)
+    seed: int = Field(0, ge=0, lt=2**31)
+    validation_fraction: float = Field(0.15, gt=0.0, lt=0.5)
+    test_fraction: float = Field(0.15, gt=0.0, lt=0.5)
+
+
+class Settings(BaseSettings):
+    """Every setting of the product; `load` makes its paths absolute."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
+
+    tray: Tray = Tray()
+    journal: Journal = Journal()
+    daemon: Daemon = Daemon()
+    models: Models = Models()
+    dataset: Dataset = Dataset()
+    trainer: Trainer = Trainer()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """`load` merges the sources itself, since each has its own base for relative paths."""
+        return (init_settings,)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings and the file that they came from (None: defaults, no file was found)."""
+
+    settings: Settings
+    file: Path | None
+
+
+def find_file(named: Path | None) -> Path | None:
+    """Return the settings file: `--settings`, `MOODBOX_SETTINGS`, `./settings.toml`, `/etc/moodbox/settings.toml`.
+
+    Raises SettingsError where a file that was named does not exist.
+    """
+    asked = named or (Path(os.environ[ENV_FILE]) if os.environ.get(ENV_FILE) else None)
+    if asked is not None:
+        if not asked.is_file():
+            raise SettingsError(f"settings file {str(asked)!r} does not exist: check --settings and {ENV_FILE}")
+        return asked
+    return next((f for f in (Path("settings.toml"), SYSTEM_FILE) if f.is_file()), None)
+
+
+def load(named: Path | None = None, flags: Sequence[str] = (), options: Nested | None = None) -> Loaded:
+    """Load settings: options and flags over environment over file over defaults.
+
+    `flags` are `table.key=value` texts (`--set`), `options` are values from a command's own options. Relative paths in
+    the file and in the defaults are relative to the file's folder (where there is one), all others to the working
+    directory. Raises SettingsError.
+    """
+    file = find_file(named)
+    base = file.absolute().parent if file else Path.cwd()
+    try:
+        merged = _anchor(_defaults(), base)
+        if file is not None:
+            merged = _merge(merged, _anchor(_tables(TomlConfigSettingsSource(Settings, file)()), base))
+        for nearer in (_environment(), _parse(flags), _tables(options or {})):
+            merged = _merge(merged, _anchor(nearer, Path.cwd()))
+        return Loaded(Settings(**merged), file)
+    except ValidationError as error:
+        raise SettingsError(_describe(error, file)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _merge(base: Nested, nearer: Nested) -> Nested:
+    return {**base, **{k: {**base.get(k, {}), **v} if isinstance(v, dict) else v for k, v in nearer.items()}}
+
+
+def _defaults() -> Nested:
+    tables = {name: field.default for name, field in Settings.model_fields.items()}
+    return {name: {k: v for k, v in table if isinstance(v, Path)} for name, table in tables.items()}
+
+
+def _tables(nested: Mapping[str, Any]) -> Nested:
+    for name, table in nested.items():
+        if name in Settings.model_fields and not isinstance(table, Mapping):
+            raise SettingsError(f"{name} = … : {name} is a table; write [{name}] and its keys below it")
+    return {name: dict(table) if isinstance(table, Mapping) else table for name, table in nested.items()}
+
+
+def _environment() -> Nested:
+    known = {f"{ENV_PREFIX}{table}__".upper() for table in Settings.model_fields}
+    for name in os.environ:
+        upper = name.upper()
+        if upper.startswith(ENV_PREFIX) and upper != ENV_FILE and not any(upper.startswith(k) for k in known):
+            raise SettingsError(f"environment variable {name}: no such setting{_hint(upper, known)}")
+    try:
+        return _tables(EnvSettingsSource(Settings)())
+    except PydanticSettingsError as error:
+        raise SettingsError(f"environment: {error}: lists are written as JSON") from None
+
+
+def _parse(flags: Sequence[str]) -> Nested:
+    nested: Nested = {}
+    for flag in flags:
+        path, equals, value = flag.partition("=")
+        table, dot, key = path.strip().partition(".")
+        if not (equals and dot and key):
+            raise SettingsError(f"--set {flag}: write --set table.key=value, as in --set tray.settle_seconds=2")
+        try:
+            nested.setdefault(table, {})[key] = json.loads(value) if value.strip().startswith("[") else value.strip()
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"--set {flag}: lists are written as JSON, as in [\"a\", \"b\"]: {error}") from None
+    return nested
+
+
+def _anchor(nested: Nested, base: Path) -> Nested:
+    """Make relative paths absolute, `~` included, so that no later chdir changes what they mean."""
+    paths = _defaults()
+    return {
+        name: {
+            k: base / Path(v).expanduser() if k in paths.get(name, ()) and isinstance(v, str | Path) and str(v) else v
+            for k, v in table.items()
+        }
+        if isinstance(table, dict)
+        else table
+        for name, table in nested.items()
+    }
+
+
+def _describe(error: ValidationError, file: Path | None) -> str:
+    """One line that names the key: the first error, and how many more there are."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = f"setting {'.'.join(path)}"
+    if first["type"] == "extra_forbidden":
+        field = Settings.model_fields.get(path[0]) if len(path) > 1 else None
+        known = type(field.default).model_fields if field else Settings.model_fields
+        text = f"{where}: no such setting{_hint(path[-1], known)}"
+    else:
+        text = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{text}{more}; looked at {file or 'no settings file'}, {ENV_PREFIX}… and the flags"
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
