@@ -225,7 +225,7 @@ def _parse(flags: Sequence[str]) -> Nested:
         try:
             nested.setdefault(table, {})[key] = json.loads(value) if value.strip().startswith("[") else value.strip()
         except json.JSONDecodeError as error:
-            raise SettingsError(f"--set {flag}: lists are written as JSON, as in [\"a\", \"b\"]: {error}") from None
+            raise SettingsError(f'--set {flag}: lists are written as JSON, as in ["a", "b"]: {error}') from None
     return nested
 
 

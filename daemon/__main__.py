@@ -1,0 +1,96 @@
+"""The `moodbox` command: run | once | status.
+
+Invariant: bad input gives one line on stderr and exit status 2, what the environment refuses one line and 1; only a
+defect of Moodbox gives a traceback. Nothing but `run` and `once` loads TensorFlow, so imports stand inside commands.
+"""
+
+# ruff: noqa: PLC0415, T201
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from daemon.logs import printable
+from trainer import settings as settings_file
+from trainer.settings import Loaded, SettingsError
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        options = {"tray": {"root": str(args.tray)}} if args.tray else None
+        loaded = settings_file.load(args.settings, args.set, options)
+        return int(args.command(args, loaded))
+    except SettingsError as error:
+        return _fail(error, BAD_INPUT)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--settings", type=Path, metavar="FILE", help="settings file (default: ./settings.toml)")
+    common.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="override one setting, as in --set tray.settle_seconds=2",
+    )
+    common.add_argument("--tray", type=Path, metavar="DIR", help="the tray: short for --set tray.root=DIR")
+    parser = argparse.ArgumentParser(prog="moodbox", description="Sorts the photos that are dropped into a folder.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, text in (
+        ("run", _run, "watch the inbox and sort what arrives, until stopped"),
+        ("once", _once, "sort what is in the inbox, then exit"),
+        ("status", _status, "say what serves, what waits and what went wrong"),
+    ):
+        command = commands.add_parser(name, parents=[common], help=text, description=text)
+        command.set_defaults(command=function)
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _run(_args: argparse.Namespace, loaded: Loaded) -> int:
+    from daemon import run
+
+    return run.forever(loaded)
+
+
+def _once(_args: argparse.Namespace, loaded: Loaded) -> int:
+    from daemon import run
+
+    return run.once(loaded)
+
+
+def _status(args: argparse.Namespace, loaded: Loaded) -> int:
+    from daemon import status
+
+    found = status.gather(loaded.settings)
+    if args.json:
+        import orjson
+
+        sys.stdout.buffer.write(
+            orjson.dumps(status.as_json(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
+    else:
+        print("\n".join(status.describe(found)))
+    return 0
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"moodbox: {printable(error)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # everything is on disk: TensorFlow's teardown would take seconds more

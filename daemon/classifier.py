@@ -1,0 +1,48 @@
+"""The classifier: a loaded bundle, and what its scores mean.
+
+Invariant: predictors are warm before the first photo, and every decision is `trainer.bundle.decide`, the only rule that
+there is.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from trainer import bundle
+from trainer.bundle import Bundle, BundleError
+from trainer.litert import Predictor
+
+__all__ = ["BundleError", "Classifier"]
+
+
+class Classifier:
+    """What serves: a bundle that was loaded, checked and replayed."""
+
+    def __init__(self, loaded: Bundle) -> None:
+        self._bundle = loaded
+        self.manifest = loaded.manifest
+        self.number = loaded.manifest.number
+        self.threshold = loaded.manifest.threshold
+        self.classes = loaded.manifest.class_names
+        self.size = loaded.manifest.input_size
+
+    @classmethod
+    def load(cls, models: Path) -> "Classifier":
+        """Load the champion; where there is no bundle at all, install the one that ships. Raises BundleError."""
+        bundle.install_shipped(models)
+        return cls(bundle.load(models))
+
+    def make_predictor(self) -> Predictor:
+        """Return a warm predictor for one thread: uint8 (size, size, 3) to probabilities, float32 (C,)."""
+        predictor = self._bundle.predictor()
+        predictor(np.zeros((self.size, self.size, 3), np.uint8))
+        return predictor
+
+    def decide(self, scores: tuple[float, ...]) -> tuple[str, float]:
+        """Turn scores into (label, its probability). Raises ValueError where they are no finite numbers."""
+        decided = bundle.decide(self.manifest, scores)
+        return decided.label, decided.score
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"model {self.number} ({self.manifest.architecture}; {', '.join(self.classes)})"

@@ -1,0 +1,117 @@
+"""The inbox as the service sees it: what was found, what is settled, what cannot be taken and why.
+
+Invariant: a file that cannot be read or moved waits where it is and costs the others nothing; it is tried again with
+every rescan.
+"""
+
+from dataclasses import dataclass
+
+from daemon.intake import Intake
+from daemon.spool import Claim, Spool
+from daemon.watcher import Scanner
+
+PIECE = 4096  # sightings per iteration: a million waiting files must not keep the first batch waiting
+EMPTY_SECONDS = 3600.0
+MAX_BLOCKED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why a file waits in the inbox, and when (monotonic seconds) it is tried again."""
+
+    reason: str
+    retry_at: float
+
+
+class Inbox:
+    """Finds, settles and claims; all of it in the service's thread."""
+
+    def __init__(self, tray: int, spool: Spool, scanner: Scanner, intake: Intake, retry_seconds: float) -> None:
+        self._tray, self._spool, self._scanner, self._intake = tray, spool, scanner, intake
+        self._retry = retry_seconds
+        self._files: dict[str, Blocked] = {}
+        self._empty_since: dict[str, float] = {}
+        self._dirty = True
+
+    def wake(self) -> None:
+        """Look through the whole inbox again: something happened there, or it is time to."""
+        self._dirty = True
+
+    @property
+    def blocked(self) -> dict[str, str]:
+        """What waits because the daemon may not have it, and why."""
+        return {**{f: b.reason for f, b in self._files.items()}, **self._scanner.blocked}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that the inbox holds has been looked at and nothing of it can be claimed."""
+        return not (self._dirty or self._scanner.in_pass or len(self._intake))
+
+    @property
+    def waiting(self) -> int:
+        """How many files are known to wait."""
+        return len(self._intake)
+
+    def next_look(self, now: float) -> float | None:
+        """Return when (monotonic seconds) there is something to do, None where only an event can tell."""
+        if (self._dirty or self._scanner.in_pass) and self._intake.room:
+            return now
+        return self._intake.next_look()
+
+    def look(self, now: float) -> None:
+        """Look again at what is not settled, and at a piece of the inbox where that is due."""
+        for file in self._intake.unsettled(now):
+            sighting = self._scanner.look(self._tray, file)
+            if sighting is None:
+                self._intake.forget(file)
+            else:
+                self._intake.see(sighting, now)
+        if (self._dirty or self._scanner.in_pass) and self._intake.room:
+            self._scan(now)
+
+    def _scan(self, now: float) -> None:
+        if not self._scanner.in_pass:
+            self._dirty = False
+
+        def is_known(file: str) -> bool:
+            blocked = self._files.get(file)
+            return file in self._intake or (blocked is not None and now < blocked.retry_at)
+
+        for sighting in self._scanner.scan(self._tray, min(PIECE, self._intake.room), is_known):
+            self._intake.see(sighting, now)
+        if not self._scanner.in_pass:
+            self._end_of_pass(now)
+
+    def _end_of_pass(self, now: float) -> None:
+        """Forget old grievances, and remove folders that have been empty for an hour."""
+        self._files = {f: b for f, b in self._files.items() if now < b.retry_at}
+        self._empty_since = {f: self._empty_since.get(f, now) for f in self._scanner.empty}
+        for folder, since in self._empty_since.items():
+            if now - since >= EMPTY_SECONDS:
+                self._spool.remove_inbox_folder(folder)
+
+    def claim(self, now: float, segment: int) -> Claim | None:
+        """Claim the batch that is due; None where none is."""
+        ready = [s.file for s in self._intake.batch(now) if s.kind != "file" or self._is_ready(s.file, now)]
+        if not ready:
+            return None
+        queued = {file: round((now - (self._intake.forget(file) or now)) * 1000, 1) for file in ready}
+        claim = self._spool.claim(ready, segment, queued)
+        for file, reason in claim.blocked.items():
+            self._block(file, reason, now)
+        if claim.fault is not None or len(claim.batch.files) + len(claim.blocked) < len(ready):
+            self._dirty = True  # what was not claimed is looked for again
+        return claim
+
+    def _is_ready(self, file: str, now: float) -> bool:
+        reason = self._spool.readiness(file)
+        if reason == "open":
+            self._intake.defer(file, now)
+        elif reason is not None:
+            self._intake.forget(file)
+            self._block(file, reason, now)
+        return reason is None
+
+    def _block(self, file: str, reason: str, now: float) -> None:
+        if len(self._files) < MAX_BLOCKED:
+            self._files[file] = Blocked(reason, now + self._retry)

@@ -1,0 +1,106 @@
+"""Inspection: one claimed file read once, hashed and decoded, with a report whatever it holds.
+
+Invariant: only regular files are opened, links are never followed, and the bytes that are hashed are the bytes that are
+decoded. What is wrong with a file is data here, not an exception.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon import fs
+from trainer import images
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What decoding one file told. `code` is None where it went well, 'unreadable' where another try may help."""
+
+    code: str | None = None
+    error: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    decode_ms: float | None = None
+    mtime_ns: int | None = None
+    inode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A file's report and, where it was decoded, its scores in the order of the classes."""
+
+    report: Report
+    scores: tuple[float, ...] | None = None
+    infer_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is too much for one file."""
+
+    file_bytes: int
+    pixels: int
+
+
+class FileError(Exception):
+    """A file that is not read: `code` for programs, the text for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def inspect(path: bytes, size: int, limits: Limits) -> tuple[Report, NDArray[np.uint8] | None]:
+    """Read one claimed file once; return its report and its pixels, uint8 (size, size, 3), where it is a picture."""
+    begun = time.perf_counter()
+    facts: dict[str, Any] = {}
+    try:
+        data = _read(path, limits, facts)
+        picture = images.decode(data, size=size, max_pixels=limits.pixels)
+    except (FileError, images.ImageError) as error:
+        return Report(code=error.code, error=str(error), decode_ms=_ms(begun), **facts), None
+    except FileNotFoundError:
+        return Report(code="vanished", error="it was removed from .work while it was being sorted"), None
+    except OSError as error:
+        text = f"cannot be read: {error.strerror}"
+        return Report(code="unreadable", error=text, decode_ms=_ms(begun), **facts), None
+    facts.update(width=picture.width, height=picture.height, format=picture.format)
+    return Report(decode_ms=_ms(begun), **facts), picture.pixels
+
+
+def _read(path: bytes, limits: Limits, facts: dict[str, Any]) -> bytes:
+    """Return the bytes of a regular file, and note its identity and hash in `facts`; nothing else is ever opened."""
+    kind = fs.kind(os.lstat(path).st_mode)
+    if kind != "file":
+        raise FileError(kind, f"a {kind} is no photo: it was not opened")
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        st = os.fstat(file.fileno())
+        facts.update(bytes=st.st_size, mtime_ns=st.st_mtime_ns, inode=st.st_ino)
+        if st.st_size > limits.file_bytes:
+            facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            limit = f"tray.max_file_bytes is {limits.file_bytes:,}"
+            raise FileError("too_large", f"{st.st_size:,} bytes are too many: {limit}")
+        data = file.read(limits.file_bytes + 1)
+        facts.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+        return data
+
+
+def fingerprint(path: bytes, limits: Limits, error: FileError) -> Report:
+    """Return the report of a file that must not be decoded (again), with its hash."""
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(FileError, OSError):  # what could be found out is in `facts`
+        _read(path, limits, facts)
+    return Report(code=error.code, error=str(error), **facts)
+
+
+def _ms(begun: float) -> float:
+    return round((time.perf_counter() - begun) * 1000, 2)

@@ -1,0 +1,38 @@
+"""Diagnostics by structlog, on stderr: JSON lines, or readable ones on a terminal. Decisions go to the journal instead.
+
+Invariant: what a file name holds cannot act on a terminal; control characters and bytes that are no text are escaped.
+"""
+
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+
+def printable(text: object) -> str:
+    """Return `text` with everything that a terminal would not print as itself written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # A traceback is ours, with line breaks that matter.
+    return {k: printable(v) if isinstance(v, str) and k != "exception" else v for k, v in event.items()}
+
+
+def configure(*, quiet: bool = False) -> None:
+    """Set structlog up: from `info` on, or from `warning` on where `quiet` (a progress bar has the terminal)."""
+    terminal = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
+        structlog.processors.format_exc_info,
+        _escape,
+        renderer,
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger("warning" if quiet else "info"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

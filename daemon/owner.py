@@ -1,0 +1,127 @@
+"""Owners: the directory in `.work` that one running daemon holds by a lock, and those of daemons that are gone.
+
+Invariant: whoever sees an owner's directory under its visible name and gets its lock knows that its daemon is dead: the
+lock is taken before the name becomes visible, and the kernel frees it whenever the process ends, however it ends.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon import fs
+
+LOCK = "lock"
+HIDDEN = ".new-"
+
+
+class OwnerError(Exception):
+    """No owner's directory can be had; the message says why."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """An owner's directory, open and locked by this process; `journal` is the folder where its lines are."""
+
+    name: str
+    folder: int
+    lock: int
+    journal: Path
+
+    def release(self) -> None:
+        """Give the lock back; the directory stays."""
+        os.close(self.folder)
+        os.close(self.lock)
+
+
+def acquire(work: int, wanted: str, journal: Path) -> Owner:
+    """Become `wanted` (or `wanted-2`, … where others of that name run) in directory fd `work`. Raises OSError."""
+    for number in range(1, 1000):
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        owner = _make(work, name, journal) or take(work, name)
+        if owner is None:
+            continue
+        if owner.journal == journal:
+            return owner
+        owner.release()  # a daemon with another journal left it: its recovery needs that journal, so it keeps its name
+    raise OwnerError(f"a thousand daemons named {wanted} hold .work already: give this one a name of its own")
+
+
+def take(work: int, name: str) -> Owner | None:
+    """Lock an owner's directory that exists; None where its daemon lives, or it is gone or no owner's."""
+    try:
+        folder = os.open(name, fs.DIRECTORY, dir_fd=work)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        lock = _lock(folder, os.O_RDWR)
+    except OSError:
+        os.close(folder)
+        raise
+    if lock is None or not _is_current(work, name, folder):
+        os.close(folder)
+        if lock is not None:
+            os.close(lock)
+        return None
+    journal = Path(os.fsdecode(os.pread(lock, 65_536, 0).partition(b"\0")[0]))
+    return Owner(name, folder, lock, journal)
+
+
+def others(work: int, own: str) -> Iterator[str]:
+    """Yield the names of all owners in directory fd `work` but `own`."""
+    yield from (n for n in sorted(os.listdir(work)) if n != own and not n.startswith("."))
+
+
+def remove(work: int, owner: Owner) -> None:
+    """Remove a dead owner's empty directory, and give its lock back."""
+    os.unlink(LOCK, dir_fd=owner.folder)
+    os.rmdir(owner.name, dir_fd=work)
+    owner.release()
+
+
+def _make(work: int, name: str, journal: Path) -> Owner | None:
+    """Make the directory under a hidden name, lock it, and only then show it; None where the name is taken."""
+    hidden = HIDDEN + secrets.token_hex(8)
+    os.mkdir(hidden, fs.PRIVATE_MODE, dir_fd=work)
+    folder = os.open(hidden, fs.DIRECTORY, dir_fd=work)
+    lock = _lock(folder, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    assert lock is not None  # noqa: S101  # nobody else knows the name
+    os.write(lock, os.fsencode(journal) + b"\0")
+    os.fsync(lock)
+    os.fsync(folder)
+    try:
+        os.rename(
+            hidden, name, src_dir_fd=work, dst_dir_fd=work
+        )  # never replaces: an owner's directory has a lock in it
+    except OSError:
+        os.unlink(LOCK, dir_fd=folder)
+        os.rmdir(hidden, dir_fd=work)
+        os.close(lock)
+        os.close(folder)
+        return None
+    os.fsync(work)
+    return Owner(name, folder, lock, journal)
+
+
+def _lock(folder: int, flags: int) -> int | None:
+    try:
+        fd = os.open(LOCK, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_current(work: int, name: str, folder: int) -> bool:
+    """Tell whether the directory still has its name and its lock: it may have been removed before we had the lock."""
+    try:
+        os.stat(LOCK, dir_fd=folder, follow_symlinks=False)
+        return os.path.samestat(os.fstat(folder), os.stat(name, dir_fd=work, follow_symlinks=False))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,192 @@
+"""The service: the only conductor. One iteration delivers what is decided, looks at the inbox, claims what is ready.
+
+Invariant: every rename and every journal line is made by the thread that iterates, so nothing here needs a lock. What
+goes wrong is this file's (rejected), this subtree's (waits), the environment's (all wait and it is tried again), or a
+bug (the process ends with the traceback), and each kind goes one way.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from daemon import systemd, tray
+from daemon.events import Line, Totals
+from daemon.inspection import Outcome
+from daemon.logs import printable
+from daemon.session import Session
+from daemon.workload import Submit
+from trainer.settings import Settings
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
+HEARTBEAT = 1.0  # seconds; also how late a stop signal may be noticed
+STOP_SECONDS = 20.0
+log = structlog.get_logger()
+
+
+class Serving(Protocol):
+    """What the service needs of a classifier: see daemon.classifier."""
+
+    number: int
+    threshold: float | None
+    classes: tuple[str, ...]
+
+    def decide(self, scores: tuple[float, ...]) -> tuple[str, float]: ...
+    def describe(self) -> str: ...
+
+
+class Pipe(Protocol):
+    """What the service needs of a pipeline: see daemon.pipeline."""
+
+    failure: str | None
+
+    @property
+    def submit(self) -> Submit: ...
+    def slowest(self, now: float) -> tuple[float, bytes]: ...
+    def close(self) -> None: ...
+
+
+class Audience(Protocol):
+    """Who is told: see daemon.console."""
+
+    def ready(self, serving: str, waiting: int) -> None: ...
+    def decided(self, line: Line, waiting: int) -> None: ...
+
+
+Post = Callable[[str, int, Outcome], None]
+MakePipe = Callable[[Post], Pipe]
+
+
+class StuckError(Exception):
+    """A decode or a prediction does not end; only a new process gets rid of it."""
+
+
+class PipelineError(Exception):
+    """A thread of the pipeline died; the message is its traceback."""
+
+
+@dataclass
+class Service:
+    """Sorts until it is told to stop, or, with `once`, until the inbox is empty."""
+
+    settings: Settings
+    serving: Serving
+    make_pipe: MakePipe
+    audience: Audience
+    once: bool = False
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _events: threading.Event = field(default_factory=threading.Event)
+    _stopping_since: float | None = None
+    _backoff: float = 0.0
+    _retry_at: float = 0.0
+    _fault: str | None = None
+    _session: Session | None = None
+
+    def stop(self) -> None:
+        """Finish the batches in work and return from `run`; safe in a signal handler."""
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+        self._wake.set()
+
+    def event(self) -> None:
+        """Something happened in the inbox; called by the watcher's thread."""
+        self._events.set()
+        self._wake.set()
+
+    @property
+    def totals(self) -> Totals:
+        """What this daemon's journal counts."""
+        return self._session.journal.totals if self._session else Totals()
+
+    def run(self) -> Mapping[str, str]:
+        """Work until stopped; return what still waits in the inbox because the daemon may not have it, and why.
+
+        Raises TrayError, OwnerError or OSError before the first READY only: later they are waited out.
+        """
+        pipe = self.make_pipe(self._post)
+        try:
+            session = self._session = self._open(pipe)
+            systemd.notify(READY=1, STATUS=self._status())
+            self.audience.ready(self.serving.describe(), session.inbox.waiting)
+            while not self._is_done(time.monotonic()):
+                delay = self.one_iteration(time.monotonic(), pipe)
+                self._wake.wait(min(delay, HEARTBEAT))
+                self._wake.clear()
+        finally:
+            systemd.notify(STOPPING=1)
+            blocked = self._session.inbox.blocked if self._session else {}
+            if self._session is not None:
+                self._session.close()
+            pipe.close()
+        return blocked
+
+    def one_iteration(self, now: float, pipe: Pipe) -> float:
+        """Do everything that is due at `now` (monotonic seconds); return for how many seconds nothing will be."""
+        self._check(pipe, now)
+        if now < self._retry_at:
+            return self._retry_at - now
+        try:
+            session = self._session = self._session or self._open(pipe)
+            if self._events.is_set():
+                self._events.clear()
+                session.inbox.wake()
+            for line in session.step(now, may_claim=self._stopping_since is None):
+                self.audience.decided(line, session.waiting)
+            self._recovered()
+            return max(0.0, session.next_step(now) - now)
+        except (OSError, tray.TrayError) as error:
+            self._wait_out(error, now)
+            return self._backoff
+
+    def _post(self, key: str, index: int, outcome: Outcome) -> None:
+        """Take an outcome from a thread of the pipeline to whichever session is open."""
+        if session := self._session:
+            session.workload.post(key, index, outcome)
+        self._wake.set()
+
+    def _open(self, pipe: Pipe) -> Session:
+        return Session.open(self.settings, self.serving, pipe.submit, self.event)
+
+    def _check(self, pipe: Pipe, now: float) -> None:
+        """See that all threads live and none is stuck; only then is systemd told so."""
+        if pipe.failure is not None:
+            raise PipelineError(pipe.failure)
+        seconds, path = pipe.slowest(now)
+        if seconds > self.settings.daemon.decode_seconds:
+            raise StuckError(
+                f"{printable(path.decode(errors='backslashreplace'))} has been in work for {seconds:.0f} s"
+            )
+        systemd.notify(WATCHDOG=1, STATUS=self._status())
+
+    def _is_done(self, now: float) -> bool:
+        session = self._session
+        if self._stopping_since is not None:
+            late = now - self._stopping_since > STOP_SECONDS  # what is left is recovered by the next start
+            return late or self._fault is not None or session is None or session.workload.in_work == 0
+        return self.once and self._fault is None and session is not None and session.is_idle(now)
+
+    def _wait_out(self, error: Exception, now: float) -> None:
+        text = printable(error.strerror or error if isinstance(error, OSError) and not error.filename else error)
+        self._backoff = min(max(FIRST_BACKOFF, self._backoff * 2), LONGEST_BACKOFF)
+        self._retry_at = now + self._backoff
+        if text != self._fault:
+            log.error("waiting: nothing moves until this is mended", error=text)
+        self._fault = text
+        if self._session is not None and not self._session.is_sound():
+            self._session.abandon()  # the tray is gone: what was in work there is recovered when it is back
+            self._session = None
+
+    def _recovered(self) -> None:
+        if self._fault is not None:
+            log.info("working again", after=self._fault)
+        self._fault, self._backoff, self._retry_at = None, 0.0, 0.0
+
+    def _status(self) -> str:
+        if self._fault is not None:
+            return f"waiting: {self._fault}"
+        session = self._session
+        waiting = session.waiting if session else 0
+        return f"model {self.serving.number}; {waiting} in work; {sum(self.totals.sorted.values())} sorted so far"

@@ -1,0 +1,203 @@
+"""A session: one tray, held by one owner, from opening to close. It ends when the tray goes away under it.
+
+Invariant: recovery has run, and every owner whose daemon is gone was cleaned up after, before anything is claimed; it
+runs again with every rescan.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from daemon import fs, owner, recovery, tray
+from daemon.delivery import Decider
+from daemon.events import Line
+from daemon.inbox import Inbox
+from daemon.inspection import Limits
+from daemon.intake import Intake
+from daemon.journal import Journal
+from daemon.logs import printable
+from daemon.owner import Owner
+from daemon.spool import Spool
+from daemon.watcher import Scanner, Watcher, needs_polling
+from daemon.workload import Rules, Submit, Workload
+from trainer.settings import Settings
+
+POLL_SECONDS = 1.0
+AFTERGLOW_SECONDS = 0.6  # watchdog holds events back for 0.5 s after a rename out of the inbox: the scan does not
+AFTERGLOW_STEP = 0.02
+log = structlog.get_logger()
+
+
+@dataclass
+class Session:
+    """Everything that is open while a tray is served."""
+
+    settings: Settings
+    tray: int
+    work: int
+    own: Owner
+    journal: Journal
+    spool: Spool
+    inbox: Inbox
+    workload: Workload
+    on_event: Callable[[], None]
+    watcher: Watcher | None = None
+    _rescan_at: float = 0.0
+    _glow_until: float = 0.0
+    _told: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, settings: Settings, decider: Decider, submit: Submit, on_event: Callable[[], None]) -> "Session":
+        """Open the tray, recover what was left in it, and begin to watch. Raises TrayError or OSError."""
+        with contextlib.ExitStack() as undo:
+            fd = tray.open_tray(settings.tray.root)
+            undo.callback(os.close, fd)
+            tray.check_folders(fd, decider.classes)
+            work = fs.open_folder(fd, (tray.WORK,))
+            undo.callback(os.close, work)
+            own = owner.acquire(work, settings.daemon.owner, settings.journal.root)
+            undo.callback(own.release)
+            journal = Journal(settings.journal.root, own.name, settings.journal.segment_bytes)
+            undo.callback(journal.close)
+            spool = Spool(fd, settings.tray.root, own.folder, own.name)
+            workload = Workload(spool, journal, own.folder, decider, submit, _rules(settings))
+            inbox = Inbox(fd, spool, Scanner(settings.tray.ignore), _intake(settings), settings.daemon.rescan_seconds)
+            session = cls(settings, fd, work, own, journal, spool, inbox, workload, on_event)
+            undo.callback(session._unwatch)
+            session._begin(decider.number)
+            undo.pop_all()
+        return session
+
+    def _begin(self, model: int) -> None:
+        left = recovery.recover(self.own, self.spool, self.journal, self.journal)
+        self._take_over(left)
+        self.journal.append([Line(event="started", model=model)])
+        self._rescan(time.monotonic())
+
+    def step(self, now: float, *, may_claim: bool) -> list[Line]:
+        """Do what is due; returns the lines of what was delivered. Raises OSError and TrayError; can be repeated."""
+        lines = self.workload.step(now)
+        if now >= self._rescan_at:
+            self._rescan(now)
+        self.inbox.look(now)
+        while may_claim and self.workload.has_room and self._claim(now):
+            pass
+        if lines:
+            self._glow_until = now + AFTERGLOW_SECONDS
+        if now < self._glow_until:
+            self.inbox.wake()
+        self._tell_blocked()
+        return lines
+
+    def next_step(self, now: float) -> float:
+        """Return when (monotonic seconds) something is due, if no event comes first."""
+        look = self.inbox.next_look(now) if self.workload.has_room or self.inbox.waiting == 0 else None
+        due = [d for d in (self._rescan_at, look, self.workload.next_step()) if d is not None]
+        if now < self._glow_until:
+            return now + AFTERGLOW_STEP
+        return max(now, min(due))
+
+    @property
+    def waiting(self) -> int:
+        """How many files are known to wait or are in work."""
+        return self.inbox.waiting + self.workload.files
+
+    def is_idle(self, now: float) -> bool:
+        """Whether there is nothing left to do but to wait for new files."""
+        return self.inbox.is_idle and self.workload.is_idle(now)
+
+    def is_sound(self) -> bool:
+        """Whether the tray still is the one that was opened."""
+        try:
+            return tray.is_same(self.settings.tray.root, self.tray)
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Journal the end and let go; what is still in `.work` is recovered by the next start."""
+        try:
+            self.journal.append([Line(event="stopped")])
+        except OSError as error:
+            log.warning("the journal's last line could not be written", error=printable(error))
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything without touching the tray."""
+        self._unwatch()
+        self.journal.close()
+        self.own.release()
+        os.close(self.work)
+        os.close(self.tray)
+
+    def _claim(self, now: float) -> bool:
+        claim = self.inbox.claim(now, self.journal.segment)
+        if claim is None:
+            return False
+        if claim.batch.files:
+            self.workload.take(claim.batch)
+        if claim.fault is not None:
+            raise claim.fault
+        return True
+
+    def _rescan(self, now: float) -> None:
+        """Do what does not depend on events: see that the tray is there, recover for the dead, watch, look."""
+        if not self.is_sound():
+            raise tray.TrayError(f"tray {str(self.settings.tray.root)!r} is gone or unmounted: bring it back")
+        segment_bytes = self.settings.journal.segment_bytes
+        self._take_over(recovery.recover_others(self.work, self.own, self.spool, self.journal, segment_bytes))
+        self._watch()
+        self.inbox.wake()
+        self._rescan_at = now + (self.settings.daemon.rescan_seconds if self.watcher else POLL_SECONDS)
+
+    def _take_over(self, left: recovery.Recovered) -> None:
+        self.workload.take_alone(left.adopted)
+        if left.finished or left.adopted:
+            log.info("recovered what a stopped daemon left", finished=left.finished, adopted=len(left.adopted))
+
+    def _watch(self) -> None:
+        """Watch the inbox by events where they can be trusted, and mend a watcher that died."""
+        inbox = str(self.settings.tray.root / tray.INBOX)
+        poll = self.settings.tray.poll
+        if poll == "always" or (poll == "auto" and needs_polling(inbox)):
+            return
+        if self.watcher is not None and self.watcher.is_alive():
+            return
+        if self.watcher is not None:
+            self._unwatch()
+            log.warning("the watch on the inbox ended: watching it again")
+        os.close(fs.open_folder(self.tray, (tray.INBOX,), make_mode=fs.PUBLIC_MODE))
+        try:
+            self.watcher = Watcher(inbox, self.on_event)
+        except OSError as error:
+            if "inotify" not in self._told:
+                log.warning("the inbox is polled: raise fs.inotify.max_user_watches", error=printable(error))
+            self._told.add("inotify")
+
+    def _unwatch(self) -> None:
+        if self.watcher is not None:
+            self.watcher.stop()
+            self.watcher = None
+
+    def _tell_blocked(self) -> None:
+        blocked = self.inbox.blocked
+        for file in [f for f in blocked if f not in self._told][:10]:
+            log.warning("this waits in the inbox", file=file, reason=blocked[file])
+        self._told = (self._told & {"inotify"}) | set(blocked)
+
+
+def _rules(settings: Settings) -> Rules:
+    limits = Limits(settings.tray.max_file_bytes, settings.tray.max_pixels)
+    daemon = settings.daemon
+    return Rules(limits, daemon.max_attempts, daemon.review_below, daemon.rescan_seconds)
+
+
+def _intake(settings: Settings) -> Intake:
+    return Intake(
+        batch_size=settings.daemon.batch_size,
+        settle_seconds=settings.tray.settle_seconds,
+        wait_seconds=settings.daemon.batch_wait_seconds,
+    )

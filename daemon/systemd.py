@@ -1,0 +1,30 @@
+"""sd_notify: tells systemd READY, STATUS, WATCHDOG and STOPPING; silently nothing where no service manager listens.
+
+The protocol is a datagram to the socket that NOTIFY_SOCKET names (sd_notify(3)); the PyPI packages for it are either
+unmaintained or bind to libsystemd.
+"""
+
+import os
+import socket
+
+
+def notify(**state: str | int) -> None:
+    """Send each keyword as NAME=value, as in READY=1; where nobody listens it is lost, and no concern of ours."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    message = "\n".join(f"{name}={value}" for name, value in state.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.setblocking(False)
+        try:
+            sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        except OSError:  # the manager is gone or its queue is full: the next message comes soon
+            return
+
+
+def watchdog_seconds() -> float | None:
+    """Return how often systemd expects WATCHDOG=1 from this process, None where it does not."""
+    pid, micros = os.environ.get("WATCHDOG_PID"), os.environ.get("WATCHDOG_USEC", "")
+    if not micros.isdigit() or (pid and pid != str(os.getpid())):
+        return None
+    return int(micros) / 1e6

@@ -1,0 +1,167 @@
+"""Watching the inbox: watchdog's events only wake the loop, the scan is the truth.
+
+Invariant: a file is found by the scan whatever events came or were lost (the kernel's queue overflows silently); a scan
+keeps no more than the directories it stands in, and goes on where it stopped.
+"""
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from daemon import fs
+from daemon.intake import Sighting
+from daemon.tray import INBOX
+
+MAX_DEPTH = 64
+MAX_PATH = 3000  # bytes; the path in .work is longer than the one in the inbox, and the kernel ends at 4,096
+NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "beegfs"})
+QUIET_EVENTS = ("opened", "closed_no_write")  # the settle check causes them itself
+
+
+class Watcher:
+    """A watchdog observer that calls `wake` when something happens in the inbox."""
+
+    def __init__(self, inbox: str, wake: Callable[[], None]) -> None:
+        """Begin to watch. Raises OSError where the kernel's limit of watches is reached."""
+        self._observer = Observer()
+        self._inode = os.stat(inbox).st_ino
+        self._inbox = inbox
+        self._observer.schedule(_Waker(wake), inbox, recursive=True)
+        self._observer.start()
+
+    def is_alive(self) -> bool:
+        """Tell whether events can still come: deleting the inbox kills the emitter, and the observer seems to live."""
+        try:
+            same = os.stat(self._inbox).st_ino == self._inode
+        except FileNotFoundError:
+            return False
+        return same and self._observer.is_alive() and all(e.is_alive() for e in self._observer.emitters)
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._observer.stop()
+        self._observer.join(timeout=5)
+
+
+class _Waker(FileSystemEventHandler):
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in QUIET_EVENTS:
+            self._wake()
+
+
+def needs_polling(path: str) -> bool:
+    """Tell whether `path` is on a network file system, where inotify does not see what other hosts do."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = [line.split() for line in file]
+    real = os.path.realpath(path)
+    best = max((m for m in mounts if _is_below(real, _unescape(m[4]))), key=lambda m: len(m[4]), default=None)
+    if best is None:
+        return False
+    kind = best[best.index("-") + 1]
+    return kind in NETWORK or kind.startswith("fuse.")
+
+
+def _is_below(path: str, mount: str) -> bool:
+    return path == mount or path.startswith(mount.rstrip("/") + "/")
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)
+
+
+class Scanner:
+    """Lists the inbox, a bounded piece at a time."""
+
+    def __init__(self, ignore: Sequence[str]) -> None:
+        self._ignored = re.compile("|".join(fnmatch.translate(p.casefold()) for p in ignore) or r"(?!)")
+        self._pass: Generator[Sighting, None, None] | None = None
+        self._is_known: Callable[[str], bool] = lambda _: False
+        self.blocked: dict[str, str] = {}  # folders of the last pass that could not be read, and why
+        self.empty: set[str] = set()  # folders of the last pass that hold nothing
+
+    @property
+    def in_pass(self) -> bool:
+        """Whether the last scan stopped before the end of the inbox."""
+        return self._pass is not None
+
+    def scan(self, tray: int, count: int, is_known: Callable[[str], bool]) -> Iterator[Sighting]:
+        """Yield up to `count` sightings of files that are not known, from where the last scan stopped."""
+        self._is_known = is_known
+        if self._pass is None:
+            self.blocked, self.empty = {}, set()
+            self._pass = self._walk(tray)
+        for _ in range(count):
+            sighting = next(self._pass, None)
+            if sighting is None:
+                self._pass = None
+                return
+            yield sighting
+
+    def look(self, tray: int, file: str) -> Sighting | None:
+        """Return how one inbox file looks now, None where it is gone."""
+        *dirs, name = file.split("/")
+        try:
+            with fs.Folders(tray) as folders:
+                return _sighting(file, os.stat(name, dir_fd=folders.fd((INBOX, *dirs)), follow_symlinks=False))
+        except (OSError, fs.FolderBlockedError):
+            return None
+
+    def forget(self) -> None:
+        """Give up a pass that has not ended, with the directories it holds open."""
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
+
+    def _walk(self, tray: int) -> Generator[Sighting, None, None]:
+        inbox = fs.open_folder(tray, (INBOX,), make_mode=fs.PUBLIC_MODE)
+        try:
+            yield from self._walk_folder(inbox, "", 0)
+        finally:
+            os.close(inbox)
+
+    def _walk_folder(self, fd: int, prefix: str, depth: int) -> Generator[Sighting, None, None]:
+        is_empty = True
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                is_empty = False
+                if self._ignored.match(entry.name.casefold()):
+                    continue
+                path = prefix + entry.name
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from self._enter(fd, entry.name, path, depth)
+                    elif len(os.fsencode(path)) > MAX_PATH:
+                        self.blocked[path] = "its path is too long: move it up"
+                    elif not self._is_known(path):
+                        yield _sighting(path, entry.stat(follow_symlinks=False))
+                except FileNotFoundError:  # gone while we looked
+                    continue
+        if is_empty and prefix:
+            self.empty.add(prefix.rstrip("/"))
+
+    def _enter(self, fd: int, name: str, path: str, depth: int) -> Generator[Sighting, None, None]:
+        if depth >= MAX_DEPTH or len(os.fsencode(path)) > MAX_PATH:
+            self.blocked[path] = "folders are nested too deep here: move them up"
+            return
+        try:
+            child = os.open(name, fs.DIRECTORY, dir_fd=fd)
+        except PermissionError:
+            self.blocked[path] = "the daemon may not read this folder"
+            return
+        except NotADirectoryError:  # swapped for a link while we looked: the next pass sees what it is
+            return
+        try:
+            yield from self._walk_folder(child, path + "/", depth + 1)
+        finally:
+            os.close(child)
+
+
+def _sighting(file: str, st: os.stat_result) -> Sighting:
+    return Sighting(file, fs.kind(st.st_mode), st.st_size, st.st_mtime_ns, st.st_ino)

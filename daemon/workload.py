@@ -1,0 +1,183 @@
+"""The workload: batches between claim and delivery. What is being classified, what waits alone, what was set aside.
+
+Invariant: a claimed file is in exactly one batch here until its delivery has been run to its end. Files that a crash
+left are taken one by one, with nothing else in work, so that a death is counted against the one that caused it.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from daemon.delivery import Decider, Delivery, decision
+from daemon.events import Line
+from daemon.inspection import FileError, Limits, Outcome, fingerprint
+from daemon.journal import Journal
+from daemon.spool import Batch, Claimed, Spool, new_name
+
+Identity = tuple[int | None, int | None, int | None]  # inode, bytes, mtime_ns
+Submit = Callable[[str, Sequence[bytes]], None]
+
+IN_WORK = 2  # batches: one is decoded and predicted while the other is journalled and delivered
+LOOK_AGAIN = 2.0  # seconds after which a file that is not settled, or failed to decode while young, is read again
+YOUNG_NS = 60_000_000_000
+MAY_GROW = ("empty", "truncated", "corrupt", "not_an_image")
+
+
+@dataclass
+class _Flight:
+    """A batch in the pipeline; `before` says how its files looked when they were read last."""
+
+    batch: Batch
+    outcomes: list[Outcome | None]
+    before: dict[str, Identity] = field(default_factory=dict)
+    aside: str | None = None
+
+
+@dataclass(frozen=True)
+class _Held:
+    batch: Batch
+    due: float
+    before: dict[str, Identity]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings that decide what becomes of a file."""
+
+    limits: Limits
+    max_attempts: int
+    review_below: float
+    retry_seconds: float
+
+
+class Workload:
+    """All of it is used by the service's thread, but for `post`."""
+
+    def __init__(
+        self, spool: Spool, journal: Journal, own: int, decider: Decider, submit: Submit, rules: Rules
+    ) -> None:
+        self._spool, self._journal, self._own, self._decider = spool, journal, own, decider
+        self._submit, self._rules = submit, rules
+        self._posted: queue.SimpleQueue[tuple[str, int, Outcome]] = queue.SimpleQueue()
+        self._flights: dict[str, _Flight] = {}
+        self._deliveries: deque[Delivery] = deque()
+        self._alone: deque[Batch] = deque()
+        self._held: list[_Held] = []
+
+    def post(self, key: str, index: int, outcome: Outcome) -> None:
+        """Take an outcome from the pipeline; called from any thread."""
+        self._posted.put((key, index, outcome))
+
+    def take(self, batch: Batch, before: dict[str, Identity] | None = None) -> None:
+        """Have a batch classified."""
+        self._flights[batch.name] = _Flight(batch, [None] * len(batch.files), before or {})
+        self._submit(batch.name, [self._spool.path(batch, c.file) for c in batch.files])
+
+    def take_alone(self, batches: Sequence[Batch]) -> None:
+        """Have batches of one file each classified one after the other."""
+        self._alone.extend(batches)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be claimed."""
+        return not self._alone and self.in_work < IN_WORK and not any(f.batch.attempt for f in self._flights.values())
+
+    @property
+    def in_work(self) -> int:
+        """How many batches are classified or delivered now."""
+        return len(self._flights) + len(self._deliveries)
+
+    @property
+    def files(self) -> int:
+        """How many files are claimed and not delivered."""
+        batches = [*(f.batch for f in self._flights.values()), *(d.batch for d in self._deliveries), *self._alone]
+        return sum(len(b.files) for b in (*batches, *(h.batch for h in self._held)))
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing is left but files that could not be read and are tried again much later."""
+        return not self.in_work and not self._alone and all(h.due > now + LOOK_AGAIN for h in self._held)
+
+    def next_step(self) -> float | None:
+        """Return when (monotonic seconds) a file that was set aside is due."""
+        return min((h.due for h in self._held), default=None)
+
+    def step(self, now: float) -> list[Line]:
+        """Do what can be done now; return the decision lines of what was delivered. Raises OSError; repeatable."""
+        self._collect()
+        for name in [n for n, f in self._flights.items() if None not in f.outcomes]:
+            self._conclude(self._flights[name], now)
+            del self._flights[name]
+        lines = list[Line]()
+        while self._deliveries:
+            lines += self._deliveries[0].run(self._spool, self._journal, self._own)
+            self._deliveries.popleft()
+        self._begin(now)
+        return lines
+
+    def _collect(self) -> None:
+        while not self._posted.empty():
+            key, index, outcome = self._posted.get()
+            if key in self._flights:
+                self._flights[key].outcomes[index] = outcome
+
+    def _begin(self, now: float) -> None:
+        """Begin what waits here: files alone first, and only while nothing else is in work."""
+        if self._alone:
+            if self.in_work == 0:
+                self._begin_alone(self._alone[0])
+                self._alone.popleft()
+            return
+        for held in [h for h in self._held if h.due <= now]:
+            if not self.has_room:
+                return
+            self._held.remove(held)
+            self.take(held.batch, held.before)
+
+    def _begin_alone(self, batch: Batch) -> None:
+        if batch.attempt < self._rules.max_attempts:
+            self.take(self._spool.begin_alone(batch))
+            return
+        claimed = batch.files[0]
+        text = f"the process died {batch.attempt} times while this file was in work: it is not tried again"
+        error = FileError("crashes", text)
+        report = fingerprint(self._spool.path(batch, claimed.file), self._rules.limits, error)
+        self._deliver(batch, [(claimed, Outcome(report))])
+
+    def _conclude(self, flight: _Flight, now: float) -> None:
+        """Deliver what is decided; set aside what changed while it was read, so that its neighbours need not wait."""
+        outcomes = [(c, o) for c, o in zip(flight.batch.files, flight.outcomes, strict=True) if o is not None]
+        waits = {c.file: due for c, o in outcomes if (due := self._due(flight, c, o, now)) is not None}
+        before = {c.file: _identity(o) for c, o in outcomes if c.file in waits}
+        decided = [(c, o) for c, o in outcomes if c.file not in waits]
+        if waits:
+            aside = flight.batch
+            if decided:
+                flight.aside = flight.aside or new_name(self._journal.segment)
+                aside = self._spool.set_aside(flight.batch, sorted(waits), flight.aside)
+            self._held.append(_Held(aside, max(waits.values()), before))
+        if decided:
+            self._deliver(flight.batch, decided)
+
+    def _due(self, flight: _Flight, claimed: Claimed, outcome: Outcome, now: float) -> float | None:
+        """Return when a file must be read again, None where its outcome counts."""
+        report = outcome.report
+        if report.code == "unreadable":
+            return now + self._rules.retry_seconds
+        if report.inode is None:  # no regular file: it was not opened
+            return None
+        if not self._spool.is_settled(flight.batch, claimed.file, _identity(outcome)):
+            return now + LOOK_AGAIN
+        is_young = abs(time.time_ns() - (report.mtime_ns or 0)) < YOUNG_NS
+        is_first = flight.before.get(claimed.file) != _identity(outcome)
+        return now + LOOK_AGAIN if report.code in MAY_GROW and is_young and is_first else None
+
+    def _deliver(self, batch: Batch, decided: Sequence[tuple[Claimed, Outcome]]) -> None:
+        lines = [decision(c, batch, o, self._decider, self._rules.review_below) for c, o in decided]
+        self._deliveries.append(Delivery(Batch(batch.name, batch.attempt, tuple(c for c, _ in decided)), lines))
+
+
+def _identity(outcome: Outcome) -> Identity:
+    report = outcome.report
+    return report.inode, report.bytes, report.mtime_ns
