@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests import pictures
+import pictures
 from trainer import images
 from trainer.images import ImageError, decode
 

@@ -1,0 +1,293 @@
+"""The service with real files, inotify, journal and spool, and a stand-in for TensorFlow's pipeline."""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from daemon import fs, tray
+from daemon.service import PipelineError, Service, StuckError
+from stand_in import Silence, StandIn, make_service, settings_for
+from test_crash import check, drop, everything, lines
+
+DEADLINE = 20.0
+
+
+def until(condition, what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.005)  # polling with a deadline
+
+
+@contextlib.contextmanager
+def running(service: Service):
+    tray.create(service.settings.tray.root)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            service.run()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: (service._session is not None and service._session.watcher) or failures, "the service is ready")
+    try:
+        yield failures
+    finally:
+        service.stop()
+        thread.join(timeout=DEADLINE)
+        assert not thread.is_alive()
+
+
+def picture(path: Path, shade: int = 220, mark: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, shade, mark)).save(path, "PNG")
+    return path
+
+
+def test_once_sorts_what_is_there_and_ends(tmp_path):
+    before = drop(tmp_path)
+    service = make_service(settings_for(tmp_path))
+    assert service.run() == {}
+    check(tmp_path, before)
+    assert {line["event"] for line in lines(tmp_path)} >= {"started", "stopped", "sorted", "rejected", "totals"}
+
+
+def test_files_that_arrive_by_copy_and_by_move_are_sorted(tmp_path):
+    settings = settings_for(tmp_path, daemon={"rescan_seconds": 60})
+    with running(make_service(settings, once=False)):
+        inbox = settings.tray.root / "inbox"
+        picture(inbox / "copied.png", mark=1)
+        picture(tmp_path / "outside.png", shade=20, mark=2).rename(inbox / "moved.png")
+        picture(tmp_path / "trip" / "day" / "a.png", mark=3)
+        (tmp_path / "trip").rename(inbox / "trip")
+        tree = settings.tray.root
+        expected = [tree / "happy/copied.png", tree / "sad/moved.png", tree / "happy/trip/day/a.png"]
+        until(lambda: all(p.exists() for p in expected), "all three are sorted by events alone")
+
+
+def test_a_stop_finishes_what_is_in_work(tmp_path):
+    settings = settings_for(tmp_path)
+    before = drop(tmp_path, count=9)
+    service = make_service(settings, once=False)
+    with running(service):
+        until(lambda: service.audience.lines, "the first delivery")
+    after = everything(tmp_path)
+    assert set(after) == set(before)
+    assert not [p for p in after.values() if p.startswith(".work/")]
+    assert lines(tmp_path)[-1]["event"] == "stopped"
+
+
+def test_a_file_that_somebody_still_writes_waits(tmp_path):
+    settings = settings_for(tmp_path)
+    inbox = settings.tray.root / "inbox"
+    data = picture(tmp_path / "whole.png").read_bytes()
+    with running(make_service(settings, once=False)):
+        with (inbox / "slow.png").open("wb", buffering=0) as writer:
+            writer.write(data[:40])
+            picture(inbox / "other.png", mark=1)
+            until(lambda: (settings.tray.root / "happy/other.png").exists(), "its neighbour is sorted")
+            assert (inbox / "slow.png").exists()
+            writer.write(data[40:])
+        until(lambda: (settings.tray.root / "happy/slow.png").exists(), "it is sorted once it is whole")
+    assert not any((settings.tray.root / "rejected").iterdir())
+
+
+def test_two_daemons_share_a_tray_and_sort_nothing_twice(tmp_path):
+    before = drop(tmp_path, count=60)
+    settings = settings_for(tmp_path, daemon={"batch_size": 2})
+    first, second = (make_service(settings, once=False) for _ in range(2))
+    with running(first), running(second):
+        until(lambda: not any(p.is_file() for p in (tmp_path / "tray/inbox").rglob("*")), "the inbox is empty")
+        until(lambda: len(first.audience.lines) + len(second.audience.lines) == 61, "all are delivered")
+    check(tmp_path, before)
+    assert sorted(p.name for p in (tmp_path / "log").iterdir())[0].startswith("d-")
+
+
+def test_the_work_of_a_dead_daemon_is_taken_over_at_the_next_rescan(tmp_path):
+    settings = settings_for(tmp_path)
+    with running(make_service(settings, once=False)):
+        work = settings.tray.root / ".work/other/1-00ff.0"
+        picture(work / "left.png")
+        (work.parent / "lock").write_bytes(os.fsencode(settings.journal.root) + b"\0")
+        until(lambda: (settings.tray.root / "happy/left.png").exists(), "the file that was left is sorted")
+        until(lambda: not work.parent.exists(), "the dead owner's directory is removed")
+
+
+def test_a_full_disk_is_waited_out_and_told_once(tmp_path, monkeypatch):
+    settings = settings_for(tmp_path)
+    full, real = threading.Event(), fs.rename_noreplace
+    full.set()
+
+    def rename(source, name, target, new_name):
+        if full.is_set() and not name.startswith("."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, name, target, new_name)
+
+    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    service = make_service(settings, once=False)
+    with capture_logs() as logs, running(service):
+        monkeypatch.setattr(fs, "rename_noreplace", rename)
+        picture(settings.tray.root / "inbox/a.png")
+        until(lambda: service._fault, "the fault is noticed")
+        assert (settings.tray.root / "inbox/a.png").exists()
+        full.clear()
+        until(lambda: (settings.tray.root / "happy/a.png").exists(), "it works again by itself")
+    told = Counter(entry["event"] for entry in logs)
+    assert told["waiting: nothing moves until this is mended"] == 1
+    assert told["working again"] == 1
+
+
+def test_a_failed_fsync_of_the_journal_is_not_retried_on_that_file(tmp_path, monkeypatch):
+    before = drop(tmp_path)
+    settings = settings_for(tmp_path)
+    real, failed = os.fsync, []
+
+    def fsync(fd):
+        if not failed and os.readlink(f"/proc/self/fd/{fd}").endswith("d-1.jsonl") and service.audience.lines:
+            failed.append(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+    service = make_service(settings)
+    monkeypatch.setattr("daemon.journal.os.fsync", fsync)
+    service.run()
+    assert failed
+    assert (tmp_path / "log/d-2.jsonl").exists()
+    check(tmp_path, before)
+
+
+def test_a_tray_that_goes_away_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    settings = settings_for(tmp_path)
+    root = settings.tray.root
+    service = make_service(settings, once=False)
+    with running(service):
+        root.rename(tmp_path / "unmounted")
+        root.mkdir()  # the empty mount point
+        until(lambda: service._session is None, "it notices")
+        assert not list(root.iterdir())
+        root.rmdir()
+        (tmp_path / "unmounted").rename(root)
+        picture(root / "inbox/a.png")
+        until(lambda: (root / "happy/a.png").exists(), "it works again")
+
+
+def test_a_deleted_inbox_is_made_again_and_watched(tmp_path):
+    settings = settings_for(tmp_path)
+    inbox = settings.tray.root / "inbox"
+    service = make_service(settings, once=False)
+    with running(service):
+        watcher = service._session.watcher
+        inbox.rmdir()
+        until(lambda: service._session.watcher not in (None, watcher), "it is watched again")
+        picture(inbox / "a.png")
+        until(lambda: (settings.tray.root / "happy/a.png").exists(), "it is sorted")
+
+
+def test_a_file_that_kills_the_process_is_rejected_and_its_mates_are_sorted(tmp_path):
+    from test_crash import Daemons
+
+    settings = settings_for(tmp_path)
+    tray.create(settings.tray.root)
+    inbox = settings.tray.root / "inbox"
+    for index in range(3):
+        picture(inbox / f"mate{index}.png", mark=index)
+    poison = picture(inbox / "mate1b.png", mark=9)
+    poison.write_bytes(poison.read_bytes() + b"POISON")
+    daemons = Daemons()
+    deaths = 0
+    while daemons.run(tmp_path):
+        deaths += 1
+        assert deaths <= 1 + settings.daemon.max_attempts
+    daemons.close()
+    assert deaths == 1 + settings.daemon.max_attempts  # once in company, then alone
+    assert (settings.tray.root / "rejected/mate1b.png").exists()
+    assert len(list((settings.tray.root / "happy").iterdir())) == 3
+    rejected = next(line for line in lines(tmp_path) if line["event"] == "rejected")
+    assert rejected["error_code"] == "crashes"
+    assert rejected["attempt"] == settings.daemon.max_attempts
+    assert rejected["sha256"]
+
+
+def test_what_failed_to_decode_while_young_is_looked_at_again(tmp_path):
+    settings = settings_for(tmp_path)
+    root = settings.tray.root
+    data = picture(tmp_path / "whole.png").read_bytes()
+    with running(make_service(settings, once=False)) as failures:
+        (root / "inbox/late.png").write_bytes(data[:50])  # closed: no lease tells that more is to come
+        until(lambda: list((root / ".work").rglob("late.png")), "it is claimed")
+        with next((root / ".work").rglob("late.png")).open("ab") as writer:
+            writer.write(data[50:])
+        until(lambda: (root / "happy/late.png").exists(), "it is sorted when whole")
+    assert not failures
+    assert not any((root / "rejected").iterdir())
+
+
+class Stuck(StandIn):
+    def slowest(self, _now: float) -> tuple[float, bytes]:
+        return 61.0, b"/tray/.work/d/1-a.0/long.png"
+
+
+class Dead(StandIn):
+    failure = "Traceback: a thread died"
+
+
+@pytest.mark.parametrize(("pipe", "error"), [(Stuck, StuckError), (Dead, PipelineError)])
+def test_a_stuck_or_dead_thread_ends_the_service(tmp_path, pipe, error):
+    settings = settings_for(tmp_path)
+    tray.create(settings.tray.root)
+    with pytest.raises(error):
+        Service(settings, StandIn(), pipe, Silence(), once=False).run()
+
+
+def fill(ballast: Path) -> None:
+    """Take all bytes and all inodes that are left."""
+    ballast.mkdir()
+    with (ballast / "bytes").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (ballast / str(number)).touch()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+@pytest.mark.parametrize("place", ["tray", "log"])
+def test_a_really_full_disk_loses_nothing(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    small = tmp_path / place
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=200", "tmpfs", str(small)], check=True)
+    try:
+        before = drop(tmp_path, count=20)
+        inbox, hold = tmp_path / "tray/inbox", tmp_path / "tray/hold"
+        inbox.rename(hold)
+        service = make_service(settings_for(tmp_path), once=False)
+        with running(service):
+            fill(small / ".ballast")
+            for path in hold.iterdir():
+                path.rename(inbox / path.name)
+            hold.rmdir()
+            until(lambda: service._fault, "the disk is found full")
+            shutil.rmtree(small / ".ballast")
+            until(lambda: len(service.audience.lines) == 21, "it goes on by itself")
+        check(tmp_path, before)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)

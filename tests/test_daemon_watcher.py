@@ -1,0 +1,315 @@
+"""daemon.watcher: events wake, and come from a real kernel; the scan finds everything, a piece at a time."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from daemon import fs
+from daemon.watcher import MAX_DEPTH, MAX_PATH, Scanner, Watcher, _file_system, needs_polling
+from tests.daemon_parts import NOBODY, as_user, lay, needs_root, wait_for
+
+
+@pytest.fixture
+def tray(tmp_path):
+    (tmp_path / "inbox").mkdir()
+    fd = os.open(tmp_path, fs.DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def inbox(tmp_path, tray):
+    return tmp_path / "inbox"
+
+
+@pytest.fixture
+def woken(inbox):
+    """A watcher on the inbox, and the event that it sets."""
+    event = threading.Event()
+    watcher = Watcher(str(inbox), event.set)
+    yield watcher, event
+    watcher.stop()
+
+
+def scan(tray, scanner=None, count=100_000, known=()):
+    return sorted(s.file for s in (scanner or Scanner(())).scan(tray, count, lambda f: f in known))
+
+
+# Events
+
+HAPPENINGS = {
+    "a copy": lambda inbox: (inbox / "new.jpg").write_bytes(b"x"),
+    "a move into the inbox": lambda inbox: (inbox.parent / "outside.jpg").rename(inbox / "new.jpg"),
+    "a hard link": lambda inbox: os.link(inbox.parent / "outside.jpg", inbox / "new.jpg"),
+    "a symbolic link": lambda inbox: (inbox / "new.jpg").symlink_to("nowhere"),
+    "a rename within": lambda inbox: (inbox / "old.jpg").rename(inbox / "new.jpg"),
+    "more bytes": lambda inbox: (inbox / "old.jpg").open("ab").close(),
+    "a file in a subfolder": lambda inbox: (inbox / "sub" / "new.jpg").write_bytes(b"x"),
+    "a new folder": lambda inbox: (inbox / "folder").mkdir(),
+    "a folder that is moved in": lambda inbox: (inbox.parent / "folder").rename(inbox / "folder"),
+}
+
+
+@pytest.mark.parametrize("what", HAPPENINGS)
+def test_what_happens_in_the_inbox_wakes(inbox, what):
+    lay(inbox, {"old.jpg": b"o", "sub/old.jpg": b"o"})
+    lay(inbox.parent, {"outside.jpg": b"x", "folder/new.jpg": b"x"})
+    event = threading.Event()
+    watcher = Watcher(str(inbox), event.set)
+    try:
+        HAPPENINGS[what](inbox)
+        assert event.wait(5), "nothing woke"
+    finally:
+        watcher.stop()
+
+
+def test_reading_does_not_wake(inbox, woken):
+    """The settle check opens every file itself: waking on that would never end."""
+    (inbox / "photo.jpg").write_bytes(b"x")
+    _, event = woken
+    assert event.wait(5)
+    wait_for(lambda: not (event.clear() or event.wait(0.3)))
+    for _ in range(50):
+        (inbox / "photo.jpg").read_bytes()
+        os.listdir(inbox)
+    (inbox.parent / "elsewhere").touch()
+    assert not event.wait(0.3)
+
+
+def test_deleting_the_inbox_is_noticed(inbox, woken):
+    watcher, _ = woken
+    assert watcher.is_alive()
+    shutil.rmtree(inbox)
+    wait_for(lambda: not watcher.is_alive())
+    inbox.mkdir()
+    assert not watcher.is_alive(), "it watches a folder that is gone"
+
+
+def test_another_folder_under_the_inboxs_name_is_noticed(inbox, woken):
+    watcher, _ = woken
+    inbox.rename(inbox.with_name("old"))
+    assert not watcher.is_alive()
+    inbox.mkdir()
+    assert not watcher.is_alive()
+
+
+def test_a_handler_that_raises_is_noticed(inbox, recwarn):
+    def fail():
+        raise SystemExit  # ends the thread without a report
+
+    watcher = Watcher(str(inbox), fail)
+    (inbox / "photo.jpg").touch()
+    wait_for(lambda: not watcher.is_alive())
+    watcher.stop()
+
+
+LIMITED = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[2])
+from daemon.watcher import Watcher
+
+def inotify_descriptors():
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return [link for link in links if os.path.lexists(link) and "inotify" in os.readlink(link)]
+
+for _ in range(5):
+    try:
+        Watcher(sys.argv[1], print)
+    except OSError as error:
+        print(error.errno, len(inotify_descriptors()))
+"""
+
+
+@needs_root
+def test_without_watches_to_spare_it_says_so(inbox):
+    script = 'echo 0 > /proc/sys/user/max_inotify_watches || exit 77; exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", sys.executable, "-c", LIMITED]
+    ran = subprocess.run(
+        [*command, str(inbox), json.dumps(sys.path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    if ran.returncode in (77, 1) and "Errno" not in ran.stdout and not ran.stdout:
+        pytest.skip(f"no user namespaces here: {ran.stderr[-200:]}")
+    assert ran.stdout == "28 0\n" * 5, ran.stderr
+
+
+# Polling
+
+MOUNTS = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /mnt/a\040b rw - nfs4 server:/x rw
+31 22 0:41 / /net rw shared:2 master:1 - autofs systemd-1 rw
+32 31 0:42 / /net rw shared:3 - cifs //server/x rw
+33 22 0:43 / /home/x rw - fuse.sshfs x rw
+34 22 0:44 / /mnt/""" + "tête\u00a0\u2028".encode() + rb""" rw - nfs server:/y rw
+35 22 0:45 / /plain rw - xfs /dev/sdb rw
+"""  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/", "ext4"), ("/mnt", "ext4"), ("/mnt/a b", "nfs4"), ("/mnt/a b/tray", "nfs4"), ("/mnt/a bc", "ext4"),
+        ("/net/tray", "cifs"), ("/home/x/tray", "fuse.sshfs"), ("/mnt/tête\u00a0\u2028/tray", "nfs"),
+        ("/plain/tray", "xfs"), ("/plainly", "ext4"),
+    ],
+)  # fmt: skip
+def test_the_nearest_and_topmost_mount_tells_the_file_system(path, expected):
+    assert _file_system(os.fsencode(path), MOUNTS) == expected
+
+
+def test_a_local_folder_needs_no_polling(tmp_path):
+    assert not needs_polling(str(tmp_path))
+    assert _file_system(b"/x", b"") == ""
+
+
+# The scan
+
+
+def test_everything_is_found_whatever_it_is(tray, inbox):
+    names = [os.fsdecode(n) for n in (b"\xff.jpg", b"a\nb", b"-rf", b"sub/deep/c.jpg", b"x" * 255)]
+    lay(inbox, dict.fromkeys(names, b"123"))
+    os.mkfifo(inbox / "pipe")
+    (inbox / "link").symlink_to("sub")
+    (inbox / "dangling").symlink_to("nowhere")
+    found = {s.file: s for s in Scanner(()).scan(tray, 100, lambda _: False)}
+    assert set(found) == {*names, "pipe", "link", "dangling"}
+    assert {n: found[n].kind for n in ("pipe", "link", "-rf")} == {"pipe": "fifo", "link": "symlink", "-rf": "file"}
+    st = (inbox / "-rf").stat()
+    assert (found["-rf"].size, found["-rf"].mtime_ns, found["-rf"].inode) == (3, st.st_mtime_ns, st.st_ino)
+
+
+def test_what_is_ignored_is_ignored_whatever_its_case(tray, inbox):
+    lay(inbox, dict.fromkeys(["a.jpg", "B.PART", ".hidden", "thumbs.db", "@eaDir/a.jpg", "part", "x.part\n"], b""))
+    scanner = Scanner((".*", "*.part", "Thumbs.db", "@eaDir"))
+    assert scan(tray, scanner) == ["a.jpg", "part", "x.part\n"]
+    assert scan(tray) == sorted(["a.jpg", "B.PART", ".hidden", "thumbs.db", "@eaDir/a.jpg", "part", "x.part\n"])
+
+
+def test_a_scan_goes_on_where_it_stopped_and_finds_each_file_once(tray, inbox):
+    files = [f"{n % 7}/{n % 3}/{n}.jpg" for n in range(100)]
+    lay(inbox, dict.fromkeys(files, b""))
+    scanner, found = Scanner(()), []
+    for _ in range(11):
+        found += [s.file for s in scanner.scan(tray, 10, lambda _: False)]
+    assert sorted(found) == sorted(files)
+    assert not scanner.in_pass
+
+
+def test_known_files_are_not_counted(tray, inbox):
+    lay(inbox, {f"{n}.jpg": b"" for n in range(50)})
+    known = {f"{n}.jpg" for n in range(50) if n % 10}
+    assert scan(tray, count=5, known=known) == ["0.jpg", "10.jpg", "20.jpg", "30.jpg", "40.jpg"]
+
+
+def test_what_vanishes_during_a_scan_is_no_fault(tray, inbox):
+    files = [f"{n}/a.jpg" for n in range(20)]
+    lay(inbox, dict.fromkeys(files, b""))
+    scanner = Scanner(())
+    first = next(iter(scanner.scan(tray, 1, lambda _: False))).file
+    for n in range(20):
+        shutil.rmtree(inbox / str(n))
+    assert scan(tray, scanner) in ([], [first])
+    assert not scanner.in_pass
+
+
+def test_a_scan_holds_no_descriptors_when_it_ends_or_is_given_up(tray, inbox):
+    lay(inbox, {"a/b/c/1.jpg": b"", "a/b/c/2.jpg": b""})
+    before = os.listdir("/proc/self/fd")
+    scanner = Scanner(())
+    scan(tray, scanner)
+    assert os.listdir("/proc/self/fd") == before
+    list(scanner.scan(tray, 1, lambda _: False))
+    assert scanner.in_pass
+    scanner.forget()
+    assert os.listdir("/proc/self/fd") == before
+    assert len(scan(tray, scanner)) == 2
+
+
+def test_after_a_fault_the_next_scan_begins_again(tray, inbox, monkeypatch):
+    lay(inbox, {f"{n}/a.jpg": b"" for n in range(3)})
+    scanner, real, calls = Scanner(()), os.scandir, []
+
+    def fail_once(fd):
+        calls.append(fd)
+        if len(calls) == 3:
+            raise OSError(5, "disk")
+        return real(fd)
+
+    monkeypatch.setattr(os, "scandir", fail_once)
+    with pytest.raises(OSError, match="disk"):
+        scan(tray, scanner)
+    assert not scanner.in_pass
+    assert len(scan(tray, scanner)) == 3
+
+
+def test_what_is_too_deep_or_too_long_waits_and_is_named(tray, inbox):
+    deep = "/".join(["d"] * (MAX_DEPTH + 1))
+    lay(inbox, {f"{deep}/a.jpg": b"", "/".join(["d"] * MAX_DEPTH) + "/ok.jpg": b""})
+    fd = os.open(inbox, fs.DIRECTORY)
+    path = ""
+    while len(path) < MAX_PATH - 200:
+        os.mkdir("e" * 200, dir_fd=fd)
+        child = os.open("e" * 200, fs.DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd, path = child, f"{path}{'e' * 200}/"
+    os.close(os.open("f" * 255, os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+    scanner = Scanner(())
+    assert scan(tray, scanner) == ["/".join(["d"] * MAX_DEPTH) + "/ok.jpg"]
+    assert sorted(len(p) for p in scanner.blocked) == sorted([len(deep), len(path) + 255])
+    assert all("move" in reason for reason in scanner.blocked.values())
+
+
+@needs_root
+def test_folders_that_may_not_be_read_wait_and_cost_the_others_nothing(tray, inbox):
+    lay(
+        inbox,
+        {"open/a.jpg": b"", "closed/b.jpg": b"", "list only/c.jpg": b"", "list only/sub/d.jpg": b"", "z.jpg": b""},
+    )
+    (inbox / "closed").chmod(0o711)
+    (inbox / "list only").chmod(0o744)
+    inbox.parent.chmod(0o755)
+
+    def found():
+        scanner = Scanner(())
+        return scan(tray, scanner), scanner.blocked
+
+    files, blocked = as_user(NOBODY, found)
+    assert files == ["open/a.jpg", "z.jpg"]
+    assert set(blocked) == {"closed", "list only", "list only/sub"}
+
+
+def test_empty_folders_are_named_when_a_pass_ends(tray, inbox):
+    lay(inbox, {"full/a.jpg": b"", "ignored/.x": b""})
+    (inbox / "outer" / "inner").mkdir(parents=True)
+    scanner = Scanner((".*",))
+    scan(tray, scanner)
+    assert scanner.empty == {"outer/inner"}
+    (inbox / "outer" / "inner").rmdir()
+    scan(tray, scanner)
+    assert scanner.empty == {"outer"}
+
+
+def test_an_inbox_that_is_missing_is_made_and_one_that_is_a_link_is_a_fault(tray, inbox):
+    inbox.rmdir()
+    assert scan(tray) == []
+    assert inbox.is_dir()
+    inbox.rmdir()
+    inbox.symlink_to("/tmp")
+    with pytest.raises(OSError, match="inbox"):
+        scan(tray)
+
+
+def test_a_look_at_one_file_follows_nothing(tray, inbox):
+    lay(inbox, {"sub/a.jpg": b"12"})
+    (inbox / "link").symlink_to("sub")
+    scanner = Scanner(())
+    assert scanner.look(tray, "sub/a.jpg").size == 2
+    assert scanner.look(tray, "link").kind == "symlink"
+    for file in ("gone", "gone/a.jpg", "link/a.jpg", "sub/a.jpg/x"):
+        assert scanner.look(tray, file) is None
+    assert scanner.look(tray, "sub") is None, "a folder in a file's place would be claimed as a whole"

@@ -1,0 +1,257 @@
+"""Real trainings of small drawn datasets, through the command."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import drawings
+from trainer import bundle, images, replay
+
+pytestmark = [
+    pytest.mark.tf,
+    # Keras reads TensorFlow variables with np.array(), which numpy 2.4 complains about
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
+ROOT = Path(__file__).parent.parent
+TUTORIAL = ("--architecture", "tutorial_cnn", "--set", "trainer.image_size=32", "--set", "trainer.batch_size=16")
+
+
+def environment():
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("MOODBOX", "TF_CPP"))}
+    return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+
+def moodbox_train(place, *argv):
+    command = [sys.executable, "-m", "trainer", *argv]
+    return subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, check=False)
+
+
+def only_run(place, architecture):
+    (run,) = place.glob(f"runs/*-{architecture}")
+    return run
+
+
+def scalars(folder):
+    """Read back what TensorBoard would show: {tag: values}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+        if tag.startswith("epoch_")
+    }
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """Three classes, the default architecture and size."""
+    place = tmp_path_factory.mktemp("default")
+    drawings.folder(place / "photos", ("happy", "sad", "calm"), 36)
+    (place / "photos" / "sad" / "broken.jpg").write_text("x")
+    return SimpleNamespace(place=place, done=moodbox_train(place, "fit", "--data", "photos"))
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """Two classes, the tutorial's network, twice with the same seed; the second is not promoted."""
+    place = tmp_path_factory.mktemp("tutorial")
+    drawings.folder(place / "training")
+    first = moodbox_train(place, "fit", *TUTORIAL, "--epochs", "2")
+    second = moodbox_train(place, "fit", *TUTORIAL, "--epochs", "2", "--no-promote")
+    return SimpleNamespace(place=place, first=first, second=second)
+
+
+def test_fit_prints_what_was_measured_and_where_it_is(default):
+    assert default.done.returncode == 0, default.done.stderr
+    out, run = default.done.stdout, only_run(default.place, "efficientnet_lite0")
+    for text in ("accuracy", "95 % interval", "balanced accuracy", "AUC", "confusion matrix", "taken for calm"):
+        assert text in out
+    assert f"bundle 1, now the champion: {default.place / 'models' / '1'}" in out
+    assert "not used: sad/broken.jpg: not_an_image" in out
+    assert str(run / "curves.png") in out
+    assert str(run / "confusion.png") in out
+    assert f"{sys.prefix}/bin/tensorboard --logdir {default.place / 'runs'}" in out
+
+
+def test_fit_shows_progress_as_plain_lines_and_nothing_else(default, tutorial):
+    for stderr in (default.done.stderr, tutorial.first.stderr):
+        for line in stderr.splitlines():
+            assert line.startswith(("photos ", "batches of ", "epoch ")), line
+    assert "epoch 1/100  loss " in default.done.stderr
+
+
+def test_the_default_model_learns_three_classes_and_serves_them(default, tmp_path):
+    loaded = bundle.load(default.place / "models")
+    manifest = loaded.manifest
+    assert manifest.class_names == ("calm", "happy", "sad")
+    assert (manifest.architecture, manifest.input_size, manifest.threshold) == ("efficientnet_lite0", 224, None)
+    assert manifest.metrics["accuracy"] > 0.9
+    predict = loaded.predictor()
+    for label in manifest.class_names:
+        drawings.photo(label, 999).save(tmp_path / "new.png")
+        pixels = images.decode(tmp_path / "new.png", size=224).pixels
+        assert bundle.decide(manifest, predict(pixels)).label == label
+
+
+def test_the_manifest_counts_the_photos_and_names_no_path(default):
+    manifest = bundle.load(default.place / "models").manifest
+    counts = manifest.dataset.counts
+    assert sum(counts[split]["sad"] for split in counts) == 36
+    assert manifest.metrics["photos"] == sum(counts["test"].values())
+    assert manifest.parent is None
+    assert {"python", "tensorflow", "keras", "ai-edge-litert", "numpy", "pillow", "moodbox"} == set(manifest.versions)
+    assert set(manifest.files) == {
+        "model.tflite", "model.keras", "replay.npz", "golden/expected.json",
+        "golden/happy.png", "golden/sad.png", "golden/gradient.png", "golden/large.png",
+    }  # fmt: skip
+    for path in (default.place / "models" / "1").rglob("*"):
+        assert not path.is_file() or str(default.place).encode() not in path.read_bytes()
+
+
+def test_the_replay_holds_the_features_of_every_photo(default):
+    loaded = bundle.load(default.place / "models")
+    found = replay.read(loaded)
+    view = sorted(only_run(default.place, "efficientnet_lite0").glob("data/*/*/*.png"))
+    assert found.features.shape == (108, 1280)
+    assert len(view) == 108
+    rows = {int(prefix): row for row, prefix in enumerate(found.sha256_prefix)}
+    for path in view:
+        row = rows[int(path.stem[:16], 16)]
+        assert loaded.manifest.class_names[found.labels[row]] == path.parent.name
+        assert ("train", "validation", "test")[found.splits[row]] == path.parent.parent.name
+    assert replay.taught(loaded, [path.stem for path in view]) == 108 - loaded.manifest.metrics["photos"]
+
+
+def test_a_replayed_feature_is_that_of_its_photo(default):
+    from trainer import model
+
+    found = replay.read(bundle.load(default.place / "models"))
+    path = next(only_run(default.place, "efficientnet_lite0").glob("data/train/happy/*.png"))
+    row = found.sha256_prefix.tolist().index(int(path.stem[:16], 16))
+    pixels = images.decode(path).pixels[np.newaxis].astype(np.float32)
+    expected = model.find("efficientnet_lite0").backbone(224)(pixels, training=False).numpy()[0]
+    assert found.features[row] == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("which", ["default", "tutorial"])
+def test_tensorboard_gets_curves_histograms_and_photos(request, which):
+    made = request.getfixturevalue(which)
+    for run in made.place.glob("runs/2*"):
+        for part in ("train", "validation"):
+            found = scalars(run / "tensorboard" / part)
+            assert {"epoch_loss", "epoch_accuracy", "epoch_cross_entropy"} <= set(found)
+            assert len(found["epoch_loss"]) >= 2
+            assert all(np.isfinite(found["epoch_loss"]))
+        events = b"".join(path.read_bytes() for path in run.glob("tensorboard/*/events.*"))
+        assert b"histogram" in events
+        assert b"training photos" in events
+
+
+@pytest.mark.parametrize("which", ["default", "tutorial"])
+def test_a_run_holds_pictures_and_a_view_and_no_copy_of_the_bundle(request, which):
+    made = request.getfixturevalue(which)
+    for run in made.place.glob("runs/2*"):
+        assert {entry.name for entry in run.iterdir()} == {"curves.png", "confusion.png", "data", "tensorboard"}
+        for name in ("curves.png", "confusion.png"):
+            assert images.decode(run / name).pixels.std() > 10
+
+
+def test_the_tutorials_network_is_trained_and_served(tutorial):
+    assert tutorial.first.returncode == 0, tutorial.first.stderr
+    assert "epoch 2/2" in tutorial.first.stderr
+    loaded = bundle.load(tutorial.place / "models")
+    manifest = loaded.manifest
+    assert (manifest.architecture, manifest.input_size, manifest.threshold) == ("tutorial_cnn", 32, 0.5)
+    assert manifest.class_names == ("happy", "sad")
+    assert manifest.metrics["photos"] == sum(manifest.dataset.counts["test"].values())
+    assert "replay.npz" not in manifest.files
+    assert loaded.predictor()(np.zeros((32, 32, 3), np.uint8)).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_bundle_that_is_not_promoted_leaves_the_champion(tutorial):
+    assert tutorial.second.returncode == 0, tutorial.second.stderr
+    models = tutorial.place / "models"
+    assert bundle.numbers(models) == [1, 2]
+    assert bundle.champion(models) == 1
+    assert bundle.read_manifest(models, 2).parent == 1
+    assert "bundle 2, not the champion" in tutorial.second.stdout
+    assert "rollback 2" in tutorial.second.stdout
+
+
+def test_the_same_photos_and_seed_give_the_same_model(tutorial):
+    first, second = (bundle.load(tutorial.place / "models", number) for number in (1, 2))
+    assert first.model == second.model
+    assert first.manifest.metrics == second.manifest.metrics
+    assert first.manifest.dataset == second.manifest.dataset
+
+
+def test_a_second_run_uses_the_prepared_copy_of_the_first(tutorial):
+    prepared = list(tutorial.place.glob("runs/prepared/32px-v*/*/*.png"))
+    assert len(prepared) == 80
+    assert {path.stat().st_nlink for path in prepared} == {3}
+
+
+BAD = [
+    (["--architecture", "tutorial_cn"], "did you mean tutorial_cnn?"),
+    (["--architecture", "tutorial_cnn", "--set", "trainer.image_size=8"], "at least 22"),
+    (["--set", "trainer.image_size=100"], "multiple of 32"),
+    (["--data", "few"], "class 'happy' has 3 usable photos"),
+]
+
+
+@pytest.mark.parametrize(("argv", "match"), BAD)
+def test_bad_input_that_only_training_finds_is_one_line_and_leaves_nothing(
+    tutorial, tmp_path, monkeypatch, capsys, argv, match
+):
+    from trainer.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    drawings.folder(tmp_path / "few", count=3)
+    os.symlink(tutorial.place / "training", tmp_path / "training")
+    assert main(["fit", *argv]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("moodbox-train: ")
+    assert match in last
+    assert not (tmp_path / "models").exists()
+    assert list(tmp_path.glob("runs/2*")) == []
+
+
+def test_ctrl_c_is_one_line_and_publishes_nothing(tutorial):
+    elsewhere = ("--set", "models.root=other", "--set", "trainer.runs=stopped")
+    command = [sys.executable, "-m", "trainer", "fit", *TUTORIAL, "--epochs", "100000", *elsewhere]
+    with subprocess.Popen(
+        command, cwd=tutorial.place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        for line in process.stderr:
+            if line.startswith("epoch 2/") or time.monotonic() > deadline:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130
+    assert rest[-1] == "moodbox-train: interrupted: nothing was published"
+    assert not any("Traceback" in line for line in rest)
+    assert not (tutorial.place / "other").exists()
+
+
+def test_training_never_looks_at_the_test_photos(tutorial, tmp_path):
+    from trainer import fit
+    from trainer.settings import Trainer
+
+    run = min(tutorial.place.glob("runs/2*"))
+    for split in ("train", "validation"):
+        shutil.copytree(run / "data" / split, tmp_path / "view" / split)
+    plan = fit.Plan.of(Trainer(architecture="tutorial_cnn", image_size=32, epochs=1))
+    fitted = fit.fit(plan, plan.backbone(), fit.View(tmp_path / "view", ("happy", "sad")), tmp_path / "logs")
+    assert {"accuracy", "val_accuracy", "cross_entropy", "val_cross_entropy"} <= set(fitted.history)

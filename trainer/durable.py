@@ -1,0 +1,39 @@
+"""Files that survive a crash: written whole and fsynced, or not there.
+
+Invariant: after `write_new` returns, the file's bytes are on disk; after `replace` returns, the name holds either the
+old bytes or all of the new ones, also after a power cut.
+"""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Create `path` with `data` and fsync it; FileExistsError where it is there already."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Fsync a directory: without it a rename or a new name may be gone after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write `data` under a hidden name beside `path`, fsync it, then rename it to `path`."""
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write_new(hidden, data)
+        os.rename(hidden, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden)
+        raise

@@ -1,0 +1,74 @@
+"""The files below a class folder: which there are, and their bytes.
+
+Invariant: links are never followed, and a file is read only where it is a regular one of at most the allowed size: a
+pipe or a device in the folder cannot hang a training run.
+"""
+
+import fnmatch
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+CHUNK = 256
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which files to skip without a word, and how many bytes a photo may have."""
+
+    ignore: tuple[str, ...]
+    max_file_bytes: int
+
+    def skips(self, name: str) -> bool:
+        """Tell whether a file or folder of this name is ignored."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignore)
+
+
+def walk(root: Path, folder: str, rules: Rules) -> Iterator[str]:
+    """Yield, sorted, the paths of all entries that are no folders, and of folders that cannot be read."""
+    try:
+        entries = sorted(os.scandir(root / folder), key=lambda e: e.name)
+    except OSError:
+        yield folder
+        return
+    for entry in entries:
+        if rules.skips(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(root, f"{folder}/{entry.name}", rules)
+        else:
+            yield f"{folder}/{entry.name}"
+
+
+def _in_chunks(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Map in order, with few items in flight: `pool.map` alone would queue a million of them."""
+    rest = iter(items)
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        yield from pool.map(work, chunk)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Return a file's bytes; ValueError, with a reason, where it is not to be read, OSError where it cannot be."""
+    if path.is_symlink():
+        raise ValueError("a link is not followed")
+    if not path.is_file():
+        raise ValueError("a folder that cannot be read" if path.is_dir() else "not a regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"larger than {most:,} bytes (tray.max_file_bytes)")
+    return data
+
+
+def in_chunks(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Map in order, with few items in flight: `pool.map` alone would queue a million of them."""
+    rest = iter(items)
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        yield from pool.map(work, chunk)

@@ -1,0 +1,54 @@
+"""replay.npz: the features of the photos that a bundle was made from, so that a later training can do without them.
+
+Invariant: it is read as plain arrays, never as pickled objects, and row i of each array is the same photo.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.bundle import Bundle
+from trainer.dataset import SPLITS
+
+REPLAY = "replay.npz"
+PREFIX = 16  # hex digits of a sha256: 64 bits tell any number of photos apart
+
+
+@dataclass(frozen=True)
+class Replay:
+    """features float16 (N, F); labels uint16, splits uint8 (indices into SPLITS), sha256_prefix uint64, all (N,)."""
+
+    features: NDArray[np.float16]
+    labels: NDArray[np.uint16]
+    splits: NDArray[np.uint8]
+    sha256_prefix: NDArray[np.uint64]
+
+    def write(self, path: Path) -> None:
+        """Write the arrays to `path`, uncompressed: features hardly compress."""
+        np.savez(path, **vars(self))
+
+
+def prefixes(hashes: Sequence[str]) -> NDArray[np.uint64]:
+    """Return the first 64 bits of each hex sha256."""
+    return np.array([int(sha256[:PREFIX], 16) for sha256 in hashes], np.uint64)
+
+
+def read(bundle: Bundle) -> Replay | None:
+    """Return a bundle's replay, None where it has none. Raises BundleError where the file was changed."""
+    if REPLAY not in bundle.manifest.files:
+        return None
+    with np.load(io.BytesIO(bundle.read(REPLAY)), allow_pickle=False) as stored:
+        return Replay(**stored)
+
+
+def taught(bundle: Bundle, hashes: Sequence[str]) -> int | None:
+    """Count the photos that this bundle was trained or validated on; None where it keeps no record."""
+    replay = read(bundle)
+    if replay is None:
+        return None
+    known = replay.sha256_prefix[replay.splits != SPLITS.index("test")]
+    return int(np.isin(prefixes(hashes), known).sum())
