@@ -132,7 +132,7 @@ def die_at(step: int) -> None:
 
 
 def main() -> None:
-    """Serve one line of stdin after another: `ROOT KILL_AT`; each in a fork of its own, whose wait status is printed."""
+    """Serve lines of stdin, `ROOT KILL_AT`, each in a fork of its own whose wait status is printed."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     logs.configure(quiet=True)
     images.decode(pictures.picture("PNG"))  # sets the decoder up once for all forks

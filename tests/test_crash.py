@@ -47,7 +47,7 @@ def daemons():
 
 
 def drop(root: Path, seed: int = 0, count: int = 6) -> dict[str, str]:
-    """Fill a new tray with files whose bytes all differ; some of their names are taken already. Returns sha256 → name."""
+    """Fill a new tray with files that all differ; some of their names are taken already. Returns sha256 → name."""
     rng = random.Random(seed)
     for folder in ("inbox/trip", "happy", "sad", "rejected"):
         (root / "tray" / folder).mkdir(parents=True)

@@ -30,6 +30,7 @@ Nested = dict[str, Any]
 
 ENV_PREFIX = "MOODBOX_"
 ENV_FILE = "MOODBOX_SETTINGS"
+MAX_OWNER = 64
 SYSTEM_FILE = Path("/etc/moodbox/settings.toml")
 
 IGNORE = (
@@ -44,8 +45,8 @@ class SettingsError(Exception):
 
 
 def _plain_name(value: str) -> str:
-    if value and (value.startswith(".") or not all(c.isalnum() or c in "._-" for c in value) or len(value) > 64):
-        raise ValueError("use at most 64 letters, digits, '.', '_' and '-', and no leading dot")
+    if value and (value.startswith(".") or not all(c.isalnum() or c in "._-" for c in value) or len(value) > MAX_OWNER):
+        raise ValueError(f"use at most {MAX_OWNER} letters, digits, '.', '_' and '-', and no leading dot")
     return value
 
 
@@ -88,7 +89,11 @@ class Daemon(Table):
     @property
     def owner(self) -> str:
         """The name that this daemon asks for: `name`, else the host's."""
-        return self.name or "".join(c if c.isalnum() or c in "_-" else "-" for c in socket.gethostname())[:64] or "host"
+        return (
+            self.name
+            or "".join(c if c.isalnum() or c in "_-" else "-" for c in socket.gethostname())[:MAX_OWNER]
+            or "host"
+        )
 
     @property
     def cores(self) -> int:
@@ -138,7 +143,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """`load` merges the sources itself, since each has its own base for relative paths."""
         return (init_settings,)
