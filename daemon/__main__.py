@@ -7,10 +7,13 @@ defect of Moodbox gives a traceback. Nothing but `run` and `once` loads TensorFl
 # ruff: noqa: PLC0415, T201
 
 import argparse
+import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from daemon.logs import printable
 from trainer import settings as settings_file
@@ -90,7 +93,22 @@ def _fail(error: object, status: int) -> int:
     return status
 
 
+def command() -> NoReturn:
+    """Run one command and end the process at once: all is on disk, and TensorFlow's teardown would take a second."""
+    try:
+        status = main()
+    except SystemExit as error:  # argparse has said what was wrong
+        status = error.code if isinstance(error.code, int) else BAD_INPUT
+    except KeyboardInterrupt:
+        status = 130
+    except BaseException:  # noqa: BLE001  # a defect of Moodbox: shown whole, as the interpreter would
+        traceback.print_exc()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # everything is on disk: TensorFlow's teardown would take seconds more
+    command()

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from daemon.batch import Batch, Claimed, Move
 from daemon.events import Line
 from daemon.inspection import Outcome
 from daemon.journal import Journal
-from daemon.spool import Batch, Claimed, Move, Spool
+from daemon.spool import Spool
 from daemon.tray import INBOX, REJECTED, REVIEW
 
 ROUNDS = 100
@@ -64,7 +65,10 @@ class Delivery:
     _reserved: set[str] = field(default_factory=set)
 
     def run(self, spool: Spool, journal: Journal, own: int) -> list[Line]:
-        """Journal and deliver; returns the decision lines. Raises OSError; then it can be run again."""
+        """Journal and deliver; returns the decision lines, with the places where the files are now.
+
+        Raises OSError; then it can be run again.
+        """
         if not self._journalled:
             spool.make_durable()
             self._reserved.clear()
@@ -81,12 +85,13 @@ class Delivery:
         return line.model_copy(update={"destination": spool.choose(folder, claimed, self._reserved)})
 
 
-def carry_out(spool: Spool, journal: Journal, own: int, folder: str, lines: Sequence[Line]) -> None:
+def carry_out(spool: Spool, journal: Journal, own: int, folder: str, lines: list[Line]) -> None:
     """Move the files of batch directory `folder` in directory fd `own` to where their durable lines say.
 
-    Where a name was taken in between, a `redirected` line comes first. Raises OSError.
+    Where a name was taken in between, a `redirected` line comes first; from then on `lines` name the new place, also
+    for another try. Raises OSError.
     """
-    by_id = {line.id: line for line in lines}
+    at = {line.id: index for index, line in enumerate(lines)}
     moves = [Move(Claimed(line.id or "", line.file or ""), line.destination or "") for line in lines]
     for _ in range(ROUNDS):
         moves = spool.deliver(own, folder, moves)
@@ -94,7 +99,10 @@ def carry_out(spool: Spool, journal: Journal, own: int, folder: str, lines: Sequ
             return
         reserved = set[str]()
         moves = [_redirect(spool, move, reserved) for move in moves]
-        journal.append([_redirected(by_id[move.claimed.id], move) for move in moves])
+        journal.append([_redirected(lines[at[move.claimed.id]], move) for move in moves])
+        for move in moves:
+            index = at[move.claimed.id]
+            lines[index] = lines[index].model_copy(update={"destination": move.destination})
     raise OSError(errno.EEXIST, f"{os.strerror(errno.EEXIST)}: {moves[0].destination} and {ROUNDS} names before it")
 
 

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 RENAME_NOREPLACE = 1
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -22,39 +22,27 @@ MAX_NAME = 255
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class FolderBlockedError(Exception):
+class FolderBlockedError(OSError):
     """A component of a path is a file, a symbolic link or a directory that we may not enter.
 
-    `component` is its index, `code` the errno (ENOTDIR or EACCES).
+    `component` is its index, `errno` ENOTDIR or EACCES.
     """
 
-    def __init__(self, component: int, code: int) -> None:
-        super().__init__(component, code)
-        self.component, self.code = component, code
+    def __init__(self, parts: Sequence[str], component: int, code: int) -> None:
+        super().__init__(code, os.strerror(code), "/".join(parts[: component + 1]))
+        self.component = component
 
 
 def rename_noreplace(source: int, name: str, target: int, new_name: str) -> None:
     """Rename `name` in directory fd `source` to `new_name` in directory fd `target`; never overwrites.
 
-    Raises FileExistsError where the name is taken, and OSError(EINVAL or ENOSYS) where the file system cannot promise.
+    Raises FileExistsError where the name is taken, and OSError(EINVAL or ENOSYS) where the file system cannot promise
+    it (NFS). Only renaming a file that exists tells: the kernel looks for the source before it asks the file system.
     """
     args = (source, os.fsencode(name), target, os.fsencode(new_name), RENAME_NOREPLACE)
     if _libc.renameat2(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), name, None, new_name)
-
-
-def can_rename_noreplace(folder: int) -> bool:
-    """Tell whether the file system of directory fd `folder` knows RENAME_NOREPLACE (NFS does not)."""
-    try:
-        rename_noreplace(folder, ".no-such-file", folder, ".no-such-file-either")
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOSYS):
-            return False
-        raise
-    return True
 
 
 def sync_file_system(fd: int) -> None:
@@ -76,7 +64,7 @@ def open_folder(root: int, parts: Sequence[str], *, make_mode: int | None = None
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EACCES):
                 code = errno.EACCES if error.errno == errno.EACCES else errno.ENOTDIR
-                raise FolderBlockedError(index, code) from None
+                raise FolderBlockedError(parts, index, code) from None
             raise
         finally:
             os.close(fd)
@@ -169,16 +157,25 @@ def exists(folder: int, name: str) -> bool:
 
 
 def files_below(root: int, folder: str) -> list[str]:
-    """Return everything but directories below `folder` in directory fd `root`, as sorted paths relative to it."""
+    """Return everything but directories below `folder` in directory fd `root`, as sorted paths relative to it.
+
+    Raises OSError where a directory cannot be read: nothing in it may be taken for absent.
+    """
     found = list[str]()
-    for top, dirs, names, fd in os.fwalk(folder, dir_fd=root):
+    for top, dirs, names, fd in os.fwalk(folder, dir_fd=root, onerror=_raise):
         links = [d for d in dirs if stat.S_ISLNK(os.stat(d, dir_fd=fd, follow_symlinks=False).st_mode)]
         found.extend(os.path.relpath(os.path.join(top, name), folder) for name in (*names, *links))
     return sorted(found)
 
 
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def remove_empty(root: int, folder: str) -> None:
-    """Remove the directory tree `folder` in directory fd `root` as far as it is empty."""
+    """Remove the directory tree `folder` in directory fd `root`, if it is there, as far as it is empty."""
+    if not exists(root, folder):
+        return
     for top, _, _, _ in os.fwalk(folder, topdown=False, dir_fd=root):
         try:
             os.rmdir(top, dir_fd=root)

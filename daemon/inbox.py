@@ -6,7 +6,7 @@ every rescan.
 
 from dataclasses import dataclass
 
-from daemon.intake import Intake
+from daemon.intake import Intake, Sighting
 from daemon.spool import Claim, Spool
 from daemon.watcher import Scanner
 
@@ -58,15 +58,15 @@ class Inbox:
             return now
         return self._intake.next_look()
 
-    def look(self, now: float) -> None:
-        """Look again at what is not settled, and at a piece of the inbox where that is due."""
+    def look(self, now: float, *, again: bool = False) -> None:
+        """Look again at what is not settled, and at a piece of the inbox where that is due, or wished (`again`)."""
         for file in self._intake.unsettled(now):
             sighting = self._scanner.look(self._tray, file)
             if sighting is None:
                 self._intake.forget(file)
             else:
                 self._intake.see(sighting, now)
-        if (self._dirty or self._scanner.in_pass) and self._intake.room:
+        if (again or self._dirty or self._scanner.in_pass) and self._intake.room:
             self._scan(now)
 
     def _scan(self, now: float) -> None:
@@ -77,8 +77,12 @@ class Inbox:
             blocked = self._files.get(file)
             return file in self._intake or (blocked is not None and now < blocked.retry_at)
 
-        for sighting in self._scanner.scan(self._tray, min(PIECE, self._intake.room), is_known):
-            self._intake.see(sighting, now)
+        try:
+            for sighting in self._scanner.scan(self._tray, min(PIECE, self._intake.room), is_known):
+                self._intake.see(sighting, now)
+        except OSError:
+            self._dirty = True  # what the pass did not reach is looked for again
+            raise
         if not self._scanner.in_pass:
             self._end_of_pass(now)
 
@@ -92,24 +96,25 @@ class Inbox:
 
     def claim(self, now: float, segment: int) -> Claim | None:
         """Claim the batch that is due; None where none is."""
-        ready = [s.file for s in self._intake.batch(now) if s.kind != "file" or self._is_ready(s.file, now)]
+        ready = [s.file for s in self._intake.batch(now) if s.kind != "file" or self._is_ready(s, now)]
         if not ready:
             return None
         queued = {file: round((now - (self._intake.forget(file) or now)) * 1000, 1) for file in ready}
+        was_dirty, self._dirty = self._dirty, True
         claim = self._spool.claim(ready, segment, queued)
         for file, reason in claim.blocked.items():
             self._block(file, reason, now)
-        if claim.fault is not None or len(claim.batch.files) + len(claim.blocked) < len(ready):
-            self._dirty = True  # what was not claimed is looked for again
+        if claim.fault is None and len(claim.batch.files) + len(claim.blocked) == len(ready):
+            self._dirty = was_dirty  # else what was not claimed is looked for again
         return claim
 
-    def _is_ready(self, file: str, now: float) -> bool:
-        reason = self._spool.readiness(file)
-        if reason == "open":
-            self._intake.defer(file, now)
+    def _is_ready(self, sighting: Sighting, now: float) -> bool:
+        reason = self._spool.readiness(sighting)
+        if reason == "changing":
+            self._intake.defer(sighting.file, now)
         elif reason is not None:
-            self._intake.forget(file)
-            self._block(file, reason, now)
+            self._intake.forget(sighting.file)
+            self._block(sighting.file, reason, now)
         return reason is None
 
     def _block(self, file: str, reason: str, now: float) -> None:

@@ -1,13 +1,14 @@
-"""The journal: `log/<owner>-<n>.jsonl`, append-only, fsynced before anything is delivered; the one truth about the past.
+"""The journal: `log/<owner>-<n>.jsonl`, append-only, fsynced before anything is delivered; the truth about the past.
 
 Invariant: `append` returns only when its lines are durable; when it raises, the lines may be written again with the
-same ids (readers fold by id), and nothing is ever written behind a torn line or through a descriptor whose fsync failed.
+same ids (readers fold by id). Nothing is ever written behind a torn line or through a descriptor whose fsync failed.
 """
 
 import errno
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from daemon.events import DECISIONS, Line, Totals, encode, parse, utc_now
 
 TOTALS_EVERY = 128  # lines; so the newest counts are always near the end, where `status` looks
 TAIL_BYTES = 262_144
+LOCK_SECONDS = 1.0  # `moodbox status` holds a lock for an instant, to see whether somebody else does
 SEGMENT = re.compile(r"(?P<owner>.+)-(?P<number>[1-9][0-9]*)\.jsonl")
 
 
@@ -118,7 +120,7 @@ class Journal:
         return self._root / f"{self._owner}-{self.segment}.jsonl"
 
     def _writable(self) -> "_Segment":
-        if self._file is None or self._file.size >= self._limit:
+        if self._file is None or self._file.size >= self._limit or not self._file.is_linked():
             self.close()
             if self._path.exists() and self._path.stat().st_size > 0:
                 self.segment += 1
@@ -133,7 +135,7 @@ class _Segment:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o640)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._fd, path)
             self.size = _mend_tail(self._fd)
             os.fsync(self._fd)  # a line that can be read may not be durable yet
             _sync_folder(path.parent)
@@ -155,6 +157,10 @@ class _Segment:
             raise
         self.size += len(data)
 
+    def is_linked(self) -> bool:
+        """Tell whether the file still has a name: what is written to a deleted one is lost with the process."""
+        return os.fstat(self._fd).st_nlink > 0
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -163,6 +169,18 @@ class _Segment:
             os.ftruncate(self._fd, self.size)
         except OSError:  # whoever opens it next mends the tail, and readers pass over what is torn
             return
+
+
+def _lock(fd: int, path: Path) -> None:
+    give_up = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= give_up:
+                text = "another daemon writes this journal: give this one a name ([daemon] name) or another log"
+                raise BlockingIOError(error.errno, text, str(path)) from None
+        time.sleep(0.005)
 
 
 def _write_all(fd: int, data: bytes) -> None:

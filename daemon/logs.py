@@ -3,6 +3,7 @@
 Invariant: what a file name holds cannot act on a terminal; control characters and bytes that are no text are escaped.
 """
 
+import logging
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -31,6 +32,7 @@ def configure(*, quiet: bool = False) -> None:
         _escape,
         renderer,
     ]
+    logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it complains of its own threads when it is stopped
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger("warning" if quiet else "info"),

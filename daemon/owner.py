@@ -4,6 +4,7 @@ Invariant: whoever sees an owner's directory under its visible name and gets its
 lock is taken before the name becomes visible, and the kernel frees it whenever the process ends, however it ends.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -15,6 +16,7 @@ from daemon import fs
 
 LOCK = "lock"
 HIDDEN = ".new-"
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 class OwnerError(Exception):
@@ -38,9 +40,10 @@ class Owner:
 
 def acquire(work: int, wanted: str, journal: Path) -> Owner:
     """Become `wanted` (or `wanted-2`, … where others of that name run) in directory fd `work`. Raises OSError."""
+    _sweep(work)
     for number in range(1, 1000):
         name = wanted if number == 1 else f"{wanted}-{number}"
-        owner = _make(work, name, journal) or take(work, name)
+        owner = take(work, name) or _make(work, name, journal)
         if owner is None:
             continue
         if owner.journal == journal:
@@ -50,10 +53,13 @@ def acquire(work: int, wanted: str, journal: Path) -> Owner:
 
 
 def take(work: int, name: str) -> Owner | None:
-    """Lock an owner's directory that exists; None where its daemon lives, or it is gone or no owner's."""
+    """Lock an owner's directory that exists; None where its daemon lives, or it is gone, no owner's or another user's.
+
+    What a daemon of another user left (root's `moodbox once`, say) only that user's next one can take.
+    """
     try:
         folder = os.open(name, fs.DIRECTORY, dir_fd=work)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     try:
         lock = _lock(folder, os.O_RDWR)
@@ -75,10 +81,22 @@ def others(work: int, own: str) -> Iterator[str]:
 
 
 def remove(work: int, owner: Owner) -> None:
-    """Remove a dead owner's empty directory, and give its lock back."""
-    os.unlink(LOCK, dir_fd=owner.folder)
-    os.rmdir(owner.name, dir_fd=work)
-    owner.release()
+    """Remove a dead owner's directory, if nothing but the lock is in it."""
+    try:
+        if os.listdir(owner.folder) == [LOCK]:
+            os.unlink(LOCK, dir_fd=owner.folder)
+            os.rmdir(owner.name, dir_fd=work)
+    except OSError as error:
+        if error.errno not in TAKEN:  # by a new daemon, just now
+            raise
+
+
+def _sweep(work: int) -> None:
+    """Remove what a daemon that died while it made its directory left under a hidden name."""
+    for name in (n for n in os.listdir(work) if n.startswith(HIDDEN)):
+        if (left := take(work, name)) is not None:
+            remove(work, left)
+            left.release()
 
 
 def _make(work: int, name: str, journal: Path) -> Owner | None:
@@ -88,18 +106,18 @@ def _make(work: int, name: str, journal: Path) -> Owner | None:
     folder = os.open(hidden, fs.DIRECTORY, dir_fd=work)
     lock = _lock(folder, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     assert lock is not None  # noqa: S101  # nobody else knows the name
-    os.write(lock, os.fsencode(journal) + b"\0")
-    os.fsync(lock)
-    os.fsync(folder)
     try:
-        os.rename(
-            hidden, name, src_dir_fd=work, dst_dir_fd=work
-        )  # never replaces: an owner's directory has a lock in it
-    except OSError:
-        os.unlink(LOCK, dir_fd=folder)
-        os.rmdir(hidden, dir_fd=work)
-        os.close(lock)
-        os.close(folder)
+        os.write(lock, os.fsencode(journal) + b"\0")
+        os.fsync(lock)
+        os.fsync(folder)
+        # It replaces at most an empty directory: an owner's has a lock in it.
+        os.rename(hidden, name, src_dir_fd=work, dst_dir_fd=work)
+    except OSError as error:
+        made = Owner(hidden, folder, lock, journal)
+        remove(work, made)
+        made.release()
+        if error.errno not in TAKEN:
+            raise
         return None
     os.fsync(work)
     return Owner(name, folder, lock, journal)

@@ -1,21 +1,24 @@
 """Recovery: what a daemon that died left in `.work/<owner>` is finished or adopted.
 
 Invariant: a file with a durable line goes where the line says; a file without one is adopted into a batch of its own
-and decided once. Nothing goes back to the inbox, where its name may be taken. Repeating a recovery, at any point, is safe.
+and decided once. Nothing goes back to the inbox, where its name may be taken. Repeating a recovery is
+safe, wherever it was interrupted.
 """
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass
 
 from daemon import fs, owner
+from daemon.batch import Batch, Claimed, new_name, split_folder
 from daemon.delivery import carry_out
 from daemon.journal import Journal, lines_of
 from daemon.owner import Owner
-from daemon.spool import Batch, Spool, new_name, split_folder
+from daemon.spool import Spool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recovered:
     """What was found: moves that were finished, and batches of one file each that wait to be classified alone."""
 
@@ -26,41 +29,59 @@ class Recovered:
 def recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal) -> Recovered:
     """Clean up after `dead`, whose lock we hold: `journal` is its journal, `own_journal` that of the adopting daemon.
 
-    Raises OSError; what was not reached then is still there for the next time.
+    Raises OSError; all of it is still there for another owner then.
     """
+    found = Recovered(0, [])
+    _recover(dead, spool, journal, own_journal, found)
+    return found
+
+
+def recover_others(work: int, own: Owner, spool: Spool, journal: Journal, segment_bytes: int) -> Recovered:
+    """Recover every owner in directory fd `work` whose daemon is gone.
+
+    What was adopted is returned even where the rest has to wait for the next time; raises OSError where nothing was.
+    """
+    found = Recovered(0, [])
+    try:
+        for name in owner.others(work, own.name):
+            if (dead := owner.take(work, name)) is not None:
+                _recover_other(work, dead, spool, journal, segment_bytes, found)
+    except OSError:
+        if not found.adopted:
+            raise
+    return found
+
+
+def _recover_other(
+    work: int, dead: Owner, spool: Spool, own_journal: Journal, segment_bytes: int, found: Recovered
+) -> None:
+    try:
+        if _batch_folders(dead.folder):
+            with contextlib.closing(_journal_of(dead, segment_bytes)) as theirs:
+                _recover(dead, spool, theirs, own_journal, found)
+        owner.remove(work, dead)
+    finally:
+        dead.release()
+
+
+def _recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal, found: Recovered) -> None:
     folders = _batch_folders(dead.folder)
     lines = lines_of(dead.journal, dead.name, [split_folder(f)[0] for f in folders])
-    finished, adopted = 0, list[Batch]()
     for folder in folders:
         name, attempt = split_folder(folder)
         files = fs.files_below(dead.folder, folder)
         known = [lines[name, file] for file in files if (name, file) in lines]
         carry_out(spool, journal, dead.folder, folder, known)
-        finished += len(known)
-        for file in files:
-            if (name, file) not in lines:
-                adopted.append(spool.adopt(dead.folder, folder, [file], new_name(own_journal.segment), attempt, {}))
-        fs.remove_empty(dead.folder, folder)
-    return Recovered(finished, adopted)
-
-
-def recover_others(work: int, own: Owner, spool: Spool, journal: Journal, segment_bytes: int) -> Recovered:
-    """Recover every owner in directory fd `work` whose daemon is gone. Raises OSError."""
-    finished, adopted = 0, list[Batch]()
-    for name in owner.others(work, own.name):
-        dead = owner.take(work, name)
-        if dead is None:
+        found.finished += len(known)
+        unknown = [file for file in files if (name, file) not in lines]
+        is_alone = len(unknown) == 1 and journal is own_journal and all(batch != name for batch, _ in lines)
+        if is_alone:  # in a directory of ours, and without ids that a line has used: it can stay
+            found.adopted.append(Batch(name, attempt, (Claimed(f"{name}-0", unknown[0]),)))
             continue
-        try:
-            theirs = _journal_of(dead, segment_bytes)
-            recovered = recover(dead, spool, theirs, journal)
-            theirs.close()
-        except OSError:
-            dead.release()
-            raise
-        owner.remove(work, dead)
-        finished, adopted = finished + recovered.finished, adopted + recovered.adopted
-    return Recovered(finished, adopted)
+        for file in unknown:
+            batch = spool.adopt(dead.folder, folder, [file], new_name(own_journal.segment), attempt, {})
+            found.adopted.append(batch)
+        fs.remove_empty(dead.folder, folder)
 
 
 def _journal_of(dead: Owner, segment_bytes: int) -> Journal:

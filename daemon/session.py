@@ -83,13 +83,11 @@ class Session:
         lines = self.workload.step(now)
         if now >= self._rescan_at:
             self._rescan(now)
-        self.inbox.look(now)
+        self.inbox.look(now, again=now < self._glow_until)
         while may_claim and self.workload.has_room and self._claim(now):
             pass
         if lines:
             self._glow_until = now + AFTERGLOW_SECONDS
-        if now < self._glow_until:
-            self.inbox.wake()
         self._tell_blocked()
         return lines
 

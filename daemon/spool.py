@@ -6,15 +6,16 @@ component of any path is followed where it is a symbolic link.
 
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon import fs
+from daemon.batch import Batch, Claimed, Move, new_name
+from daemon.intake import Sighting
+from daemon.places import Places
 from daemon.tray import INBOX, WORK
 
-SUFFIXES = 20
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 BLOCKED = {
     errno.EACCES: "the daemon may not read or move it",
@@ -22,29 +23,7 @@ BLOCKED = {
     errno.EXDEV: "it is on another mount than the tray",
     errno.ENAMETOOLONG: "its path is too long",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A file of a batch: `id` is new with every claim, `file` is its path as dropped, relative to the inbox."""
-
-    id: str
-    file: str
-    queued_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Files that are classified together. `attempt` counts how often it was begun alone; 0: in company."""
-
-    name: str
-    attempt: int
-    files: tuple[Claimed, ...]
-
-    @property
-    def folder(self) -> str:
-        """The directory's name in `.work/<owner>/`."""
-        return f"{self.name}.{self.attempt}"
+REFUSED = (errno.EACCES, errno.EPERM, errno.EXDEV)
 
 
 @dataclass
@@ -56,28 +35,13 @@ class Claim:
     fault: OSError | None = None  # the environment's; what had been moved by then is in the batch
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A delivery: `destination` is relative to the tray."""
-
-    claimed: Claimed
-    destination: str
-
-
-def split_folder(folder: str) -> tuple[str, int]:
-    """Return a batch directory's (batch name, attempt). Raises ValueError for what is no batch."""
-    name, _, attempt = folder.rpartition(".")
-    int(name.partition("-")[0])
-    return name, int(attempt)
-
-
 class Spool:
     """The moves of one owner in one tray. `tray` and `own` are directory fds: of the tray and of `.work/<owner>`."""
 
     def __init__(self, tray: int, root: Path, own: int, owner: str) -> None:
         self._tray, self._own = tray, own
         self._work = root / WORK / owner
-        self._noreplace = fs.can_rename_noreplace(tray)
+        self._places = Places(tray)
 
     def path(self, batch: Batch, file: str) -> bytes:
         """Return a claimed file's path. `.work` is private: nobody can swap one of its components."""
@@ -87,7 +51,6 @@ class Spool:
         """Move files from the inbox into a new batch, whose name tells the journal segment to look in."""
         name, claimed = new_name(segment), list[Claimed]()
         claim = Claim(Batch(name, 0, ()))
-        os.mkdir(claim.batch.folder, fs.PRIVATE_MODE, dir_fd=self._own)
         with fs.Folders(self._tray) as sources, fs.Folders(self._own, fs.PRIVATE_MODE) as targets:
             for file in files:
                 try:
@@ -108,12 +71,12 @@ class Spool:
         except FileNotFoundError:
             return False
         except fs.FolderBlockedError as error:
-            if error.code == errno.EACCES:
+            if error.errno == errno.EACCES:
                 claim.blocked[file] = BLOCKED[errno.EACCES]
             return False
         target = targets.fd((claim.batch.folder, *dirs))
         try:
-            self._rename(source, name, target, name)
+            self._take(source, name, target)
         except (FileNotFoundError, FileExistsError):  # gone, or dropped twice while we claimed: the next batch's
             return False
         except OSError as error:
@@ -123,19 +86,21 @@ class Spool:
             return False
         return True
 
-    def readiness(self, file: str) -> str | None:
-        """Return None where an inbox file may be claimed, 'open' while somebody writes it, else why it has to wait."""
-        *dirs, name = file.split("/")
+    def readiness(self, seen: Sighting) -> str | None:
+        """Return None where an inbox file may be claimed, 'changing' while it is written, else why it has to wait."""
+        *dirs, name = seen.file.split("/")
         try:
             with fs.Folders(self._tray) as folders:
                 folder = folders.fd((INBOX, *dirs))
                 fd = os.open(name, READ, dir_fd=folder)
         except PermissionError:
             return BLOCKED[errno.EACCES]
-        except (OSError, fs.FolderBlockedError):  # gone, no file any more, or blocked: the claim finds out
+        except OSError:  # gone, no file any more, or blocked: the claim finds out
             return None
         try:
-            return "open" if fs.is_open_for_writing(fd) else None
+            st = os.fstat(fd)
+            is_same = (st.st_ino, st.st_size, st.st_mtime_ns) == (seen.inode, seen.size, seen.mtime_ns)
+            return None if is_same and not fs.is_open_for_writing(fd) else "changing"
         finally:
             os.close(fd)
 
@@ -162,7 +127,7 @@ class Spool:
     ) -> Batch:
         """Move claimed files out of batch directory `folder` in directory fd `source` into batch `name` of this owner.
 
-        Can be repeated with the same name where it was interrupted by an OSError.
+        Can be repeated with the same name where it was interrupted by an OSError. Not durable before `make_durable`.
         """
         batch = Batch(name, attempt, tuple(Claimed(f"{name}-{i}", f, queued.get(f)) for i, f in enumerate(files)))
         with fs.Folders(source) as sources, fs.Folders(self._own, fs.PRIVATE_MODE) as targets:
@@ -170,8 +135,7 @@ class Spool:
                 *dirs, leaf = file.split("/")
                 target = targets.fd((batch.folder, *dirs))
                 if not fs.exists(target, leaf):
-                    self._rename(sources.fd((folder, *dirs)), leaf, target, leaf)
-            targets.sync()
+                    self._take(sources.fd((folder, *dirs)), leaf, target)
         return batch
 
     def set_aside(self, batch: Batch, files: Sequence[str], name: str) -> Batch:
@@ -180,9 +144,10 @@ class Spool:
         return self.adopt(self._own, batch.folder, files, name, 0, queued)
 
     def begin_alone(self, batch: Batch) -> Batch:
-        """Count one more attempt, durably, before the batch's one file is decoded."""
+        """Count one more attempt, durably, before the batch's one file is decoded. Can be repeated after OSError."""
         begun = Batch(batch.name, batch.attempt + 1, batch.files)
-        os.rename(batch.folder, begun.folder, src_dir_fd=self._own, dst_dir_fd=self._own)
+        if not fs.exists(self._own, begun.folder):
+            os.rename(batch.folder, begun.folder, src_dir_fd=self._own, dst_dir_fd=self._own)
         os.fsync(self._own)
         return begun
 
@@ -191,41 +156,8 @@ class Spool:
         fs.sync_file_system(self._tray)
 
     def choose(self, folder: str, claimed: Claimed, reserved: set[str]) -> str:
-        """Return a destination below `folder` that is free now, and reserve it.
-
-        Raises OSError where `folder` itself cannot be written. A folder below it that is a link, a file or another
-        person's own is left alone: its neighbour `name-2` is used.
-        """
-        *dirs, name = claimed.file.split("/")
-        parts = [folder, *dirs]
-        for attempt in range(2, SUFFIXES + len(dirs) * SUFFIXES):
-            try:
-                destination = "/".join((*parts, self._free_name(parts, name, claimed.id, reserved)))
-            except fs.FolderBlockedError as blocked:
-                if blocked.component == 0:
-                    raise OSError(blocked.code, f"the tray's folder {folder} is no plain folder to write in") from None
-                suffix = f"-{attempt}" if attempt < SUFFIXES else f"-{claimed.id}"
-                parts[blocked.component] = fs.suffixed(dirs[blocked.component - 1], suffix)
-            else:
-                reserved.add(destination)
-                return destination
-        raise NotADirectoryError(errno.ENOTDIR, f"no folder can be made for {claimed.file} in {folder}")
-
-    def _free_name(self, parts: Sequence[str], name: str, ident: str, reserved: set[str]) -> str:
-        if not self._noreplace:  # without the kernel's promise only a name that nobody else would choose is safe
-            return fs.suffixed(name, f"-{ident}")
-        candidates = [name, *(fs.suffixed(name, f"-{n}") for n in range(2, SUFFIXES)), fs.suffixed(name, f"-{ident}")]
-        free = (c for c in candidates if "/".join((*parts, c)) not in reserved)
-        try:
-            folder = fs.open_folder(self._tray, parts)
-        except FileNotFoundError:
-            return next(free)
-        try:
-            if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
-                raise fs.FolderBlockedError(len(parts) - 1, errno.EACCES)
-            return next((c for c in free if not fs.exists(folder, c)), candidates[-1])
-        finally:
-            os.close(folder)
+        """Return a destination below `folder` that is free now, and reserve it: see daemon.places. Raises OSError."""
+        return self._places.choose(folder, claimed, reserved)
 
     def deliver(self, own: int, folder: str, moves: Sequence[Move]) -> list[Move]:
         """Move files from batch directory `folder` in fd `own` to their destinations, durably.
@@ -239,26 +171,48 @@ class Spool:
                 *target_dirs, new_name = move.destination.split("/")
                 try:
                     source = sources.fd((folder, *dirs))
-                    self._rename(source, name, targets.fd(target_dirs), new_name)
+                    self._put(source, name, targets.fd(target_dirs), new_name, move.claimed.id)
                 except (FileExistsError, fs.FolderBlockedError):
-                    taken.append(move)
-                except PermissionError:
-                    if len(target_dirs) == 1:  # the class folder itself: nothing can be delivered
-                        raise
                     taken.append(move)
                 except FileNotFoundError:  # delivered before, or somebody removed the target folder just now
                     if fs.exists(own, f"{folder}/{move.claimed.file}"):
                         taken.append(move)
+                except OSError as error:
+                    if len(target_dirs) == 1 or error.errno not in REFUSED:  # nothing at all can be delivered there
+                        raise
+                    self._places.refused(target_dirs)
+                    taken.append(move)
             targets.sync()
         return taken
 
-    def _rename(self, source: int, name: str, target: int, new_name: str) -> None:
-        if self._noreplace:
-            fs.rename_noreplace(source, name, target, new_name)
-        elif fs.exists(target, new_name):
+    def _take(self, source: int, name: str, target: int) -> None:
+        """Move a file into a directory of our own, where nobody else makes names."""
+        if not self._rename_noreplace(source, name, target, name):
+            self._rename_if_free(source, name, target, name)
+
+    def _put(self, source: int, name: str, target: int, new_name: str, ident: str) -> None:
+        """Move a file into a folder where other people make names, too."""
+        if not self._rename_noreplace(source, name, target, new_name):
+            if ident not in new_name:
+                raise FileExistsError(errno.EEXIST, "a name without the id might be taken any moment", new_name)
+            self._rename_if_free(source, name, target, new_name)
+
+    def _rename_noreplace(self, source: int, name: str, target: int, new_name: str) -> bool:
+        """Return False where the file system cannot promise to overwrite nothing; it is not asked again then."""
+        if self._places.can_promise:
+            try:
+                fs.rename_noreplace(source, name, target, new_name)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                    raise
+                self._places.can_promise = False
+        return self._places.can_promise
+
+    @staticmethod
+    def _rename_if_free(source: int, name: str, target: int, new_name: str) -> None:
+        if fs.exists(target, new_name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
-        else:
-            os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
 
     def finish(self, batch: Batch) -> None:
         """Remove a batch's directories as far as they are empty."""
@@ -270,10 +224,5 @@ class Spool:
         try:
             with fs.Folders(self._tray) as folders:
                 os.rmdir(name, dir_fd=folders.fd((INBOX, *dirs)))
-        except (OSError, fs.FolderBlockedError):  # filled again, gone, or another user's: not ours to mind
+        except OSError:  # filled again, gone, or another user's: not ours to mind
             return
-
-
-def new_name(segment: int) -> str:
-    """Return a new batch's name; it begins with the journal segment from which on its lines are to be looked for."""
-    return f"{segment}-{secrets.token_hex(8)}"

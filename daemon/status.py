@@ -46,14 +46,14 @@ def gather(settings: Settings) -> Status:
 
 
 def as_json(status: Status) -> dict[str, Any]:
-    """Return what `status --json` prints."""
-    return asdict(status)
+    """Return what `status --json` prints; names that are not UTF-8 are escaped."""
+    return {**asdict(status), "tray": printable(status.tray), "running": [printable(n) for n in status.running]}
 
 
 def describe(status: Status) -> Iterator[str]:
     """Yield the lines for people."""
     totals = Totals.from_dict(status.totals)
-    yield f"daemon    {', '.join(status.running) + ' running' if status.running else 'not running'}"
+    yield f"daemon    {printable(', '.join(status.running)) + ' running' if status.running else 'not running'}"
     yield f"model     {status.model_text}"
     yield f"tray      {printable(status.tray)}{'' if status.is_tray else ' (none there yet: `moodbox run` makes it)'}"
     yield f"waiting   {status.waiting:,}{' or more' if status.waiting >= COUNT_LIMIT else ''} in the inbox"

@@ -15,10 +15,10 @@ def notify(**state: str | int) -> None:
         return
     message = "\n".join(f"{name}={value}" for name, value in state.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.setblocking(False)
+        sender.settimeout(1.0)  # as sd_notify waits: a READY that was dropped would never come again
         try:
             sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        except OSError:  # the manager is gone or its queue is full: the next message comes soon
+        except OSError:  # nobody listens any more
             return
 
 

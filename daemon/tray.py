@@ -4,9 +4,9 @@ Invariant: nothing is claimed or delivered in a directory that does not carry th
 on one mount: a rename between two mounts would not be a rename.
 """
 
+import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from daemon import fs
 
 MARKER = ".moodbox"
 INBOX, REVIEW, REJECTED, UNDONE, WORK = "inbox", "review", "rejected", "undone", ".work"
+ROOT_MODE = 0o755  # whoever may write here could swap a whole folder for a link
+ANY_DISK_HAS = frozenset({"lost+found"})
 TEXT = b"This folder is a Moodbox tray: drop files into inbox/. The marker tells it from an empty mount point.\n"
 
 
@@ -27,13 +29,13 @@ def create(root: Path) -> None:
         return
     if root.exists() and not root.is_dir():
         raise TrayError(f"tray.root {str(root)!r} is a file: name a folder")
-    if root.exists() and (names := os.listdir(root)):
+    if root.exists() and (names := sorted(set(os.listdir(root)) - ANY_DISK_HAS)):
         raise TrayError(
             f"tray.root {str(root)!r} holds {names[0]!r} but no {MARKER}: not a tray. Name an empty or a new folder, "
             f"or, if it is a tray, make the marker again: touch {root / MARKER}"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    folder = os.open(root, fs.DIRECTORY)
+    root.mkdir(ROOT_MODE, parents=True, exist_ok=True)
+    folder = _open_root(root)
     try:
         for name in (INBOX, REVIEW, REJECTED, UNDONE):
             fs.make_folder(folder, name, fs.PUBLIC_MODE)
@@ -50,13 +52,20 @@ def create(root: Path) -> None:
 def open_tray(root: Path) -> int:
     """Return the tray's directory fd. Raises TrayError where the marker is missing."""
     try:
-        fd = os.open(root, fs.DIRECTORY)
+        fd = _open_root(root)
     except (FileNotFoundError, NotADirectoryError):
         raise TrayError(f"tray {str(root)!r} does not exist: is its disk mounted?") from None
-    if not has_marker(fd):
-        os.close(fd)
-        raise TrayError(f"tray {str(root)!r} has no {MARKER}: is its disk mounted?")
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        if not has_marker(fd):
+            raise TrayError(f"tray {str(root)!r} has no {MARKER}: is its disk mounted?")
+        undo.pop_all()
     return fd
+
+
+def _open_root(root: Path) -> int:
+    """Open the one path that may be a link: only the settings name it."""
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def has_marker(fd: int) -> bool:
@@ -77,36 +86,40 @@ def is_same(root: Path, fd: int) -> bool:
 
 
 def check_folders(fd: int, classes: Sequence[str]) -> None:
-    """Make missing folders, and see that a file can be renamed from `.work` into each.
+    """Make missing folders, and see that a file can be moved from `.work` into each.
 
     Raises TrayError where a folder is on another mount or no folder, and OSError where it cannot be written.
     """
-    fs.make_folder(fd, WORK, fs.PRIVATE_MODE)
+    work = _open_own(fd, WORK, fs.PRIVATE_MODE)
+    mount = _mount(work)
+    os.close(work)
     for name in (INBOX, REVIEW, REJECTED, UNDONE, *classes):
+        folder = _open_own(fd, name, fs.PUBLIC_MODE)
         try:
-            folder = fs.open_folder(fd, (name,), make_mode=fs.PUBLIC_MODE)
-        except fs.FolderBlockedError as error:
-            if error.code == errno.EACCES:
-                raise PermissionError(error.code, f"cannot enter the tray's folder {name}") from None
-            raise TrayError(f"{name} in the tray is a link or a file: make it a plain folder") from None
-        try:
-            _try_rename(fd, folder, name)
+            _check_folder(folder, name, mount)
         finally:
             os.close(folder)
 
 
-def _try_rename(tray: int, folder: int, name: str) -> None:
-    probe = f".probe-{secrets.token_hex(8)}"
-    work = fs.open_folder(tray, (WORK,))
+def _open_own(fd: int, name: str, mode: int) -> int:
     try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work))
-        try:
-            os.rename(probe, probe, src_dir_fd=work, dst_dir_fd=folder)
-        except OSError as error:
-            os.unlink(probe, dir_fd=work)
-            if error.errno == errno.EXDEV:
-                raise TrayError(f"{name} is on another mount than .work: a tray is one mount") from None
-            raise OSError(error.errno, f"cannot write in the tray's folder {name}: {error.strerror}") from None
-        os.unlink(probe, dir_fd=folder)
-    finally:
-        os.close(work)
+        return fs.open_folder(fd, (name,), make_mode=mode)
+    except fs.FolderBlockedError as error:
+        if error.errno == errno.EACCES:
+            raise PermissionError(error.errno, f"cannot enter the tray's folder {name}") from None
+        raise TrayError(f"{name} in the tray is a link or a file: make it a plain folder") from None
+
+
+def _check_folder(folder: int, name: str, mount: str) -> None:
+    if _mount(folder) != mount:
+        raise TrayError(f"{name} is on another mount than .work: a tray is one mount, so that a move is one rename")
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, f"cannot write in the tray's folder {name}: it is mounted read-only")
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
+        raise OSError(errno.EACCES, f"cannot write in the tray's folder {name}: the daemon has no permission")
+
+
+def _mount(fd: int) -> str:
+    """Return the id of the mount that `fd` is on; two bind mounts of one file system have two (renames fail there)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return next(line.split()[1] for line in file if line.startswith("mnt_id:"))

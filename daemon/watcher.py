@@ -27,11 +27,14 @@ class Watcher:
 
     def __init__(self, inbox: str, wake: Callable[[], None]) -> None:
         """Begin to watch. Raises OSError where the kernel's limit of watches is reached."""
+        self._inbox, self._inode = inbox, os.stat(inbox).st_ino
         self._observer = Observer()
-        self._inode = os.stat(inbox).st_ino
-        self._inbox = inbox
-        self._observer.schedule(_Waker(wake), inbox, recursive=True)
-        self._observer.start()
+        try:
+            self._observer.schedule(_Waker(wake), inbox, recursive=True)
+            self._observer.start()
+        except OSError:
+            self._observer.stop()  # it has an inotify descriptor and a thread already; the next try makes new ones
+            raise
 
     def is_alive(self) -> bool:
         """Tell whether events can still come: deleting the inbox kills the emitter, and the observer seems to live."""
@@ -42,9 +45,8 @@ class Watcher:
         return same and self._observer.is_alive() and all(e.is_alive() for e in self._observer.emitters)
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stop watching. Its threads end by themselves within watchdog's half second; nobody need wait for them."""
         self._observer.stop()
-        self._observer.join(timeout=5)
 
 
 class _Waker(FileSystemEventHandler):
@@ -58,22 +60,25 @@ class _Waker(FileSystemEventHandler):
 
 def needs_polling(path: str) -> bool:
     """Tell whether `path` is on a network file system, where inotify does not see what other hosts do."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = [line.split() for line in file]
-    real = os.path.realpath(path)
-    best = max((m for m in mounts if _is_below(real, _unescape(m[4]))), key=lambda m: len(m[4]), default=None)
-    if best is None:
-        return False
-    kind = best[best.index("-") + 1]
+    with open("/proc/self/mountinfo", "rb") as file:
+        kind = _file_system(os.fsencode(os.path.realpath(path)), file.read())
     return kind in NETWORK or kind.startswith("fuse.")
 
 
-def _is_below(path: str, mount: str) -> bool:
-    return path == mount or path.startswith(mount.rstrip("/") + "/")
+def _file_system(path: bytes, mountinfo: bytes) -> str:
+    """Return the type of the file system that `path` is on, as proc_pid_mountinfo(5) has it."""
+    mounts = [line.split(b" ") for line in mountinfo.split(b"\n") if line]
+    # Of several mounts on one point (autofs, then NFS) the last one covers the others.
+    best = max((m for m in reversed(mounts) if _is_below(path, _unescape(m[4]))), key=lambda m: len(m[4]), default=None)
+    return best[best.index(b"-") + 1].decode() if best else ""
 
 
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)
+def _is_below(path: bytes, mount: bytes) -> bool:
+    return path == mount or path.startswith(mount.rstrip(b"/") + b"/")
+
+
+def _unescape(text: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda m: bytes((int(m[1], 8),)), text)
 
 
 class Scanner:
@@ -92,26 +97,34 @@ class Scanner:
         return self._pass is not None
 
     def scan(self, tray: int, count: int, is_known: Callable[[str], bool]) -> Iterator[Sighting]:
-        """Yield up to `count` sightings of files that are not known, from where the last scan stopped."""
+        """Yield up to `count` sightings of files that are not known, from where the last scan stopped.
+
+        Raises OSError; the next scan begins a new pass then.
+        """
         self._is_known = is_known
         if self._pass is None:
             self.blocked, self.empty = {}, set()
             self._pass = self._walk(tray)
         for _ in range(count):
-            sighting = next(self._pass, None)
+            try:
+                sighting = next(self._pass, None)
+            except OSError:
+                self._pass = None
+                raise
             if sighting is None:
                 self._pass = None
                 return
             yield sighting
 
     def look(self, tray: int, file: str) -> Sighting | None:
-        """Return how one inbox file looks now, None where it is gone."""
+        """Return how one inbox file looks now, None where it is gone, or a folder stands in its place."""
         *dirs, name = file.split("/")
         try:
             with fs.Folders(tray) as folders:
-                return _sighting(file, os.stat(name, dir_fd=folders.fd((INBOX, *dirs)), follow_symlinks=False))
-        except (OSError, fs.FolderBlockedError):
+                found = _sighting(file, os.stat(name, dir_fd=folders.fd((INBOX, *dirs)), follow_symlinks=False))
+        except OSError:
             return None
+        return found if found.kind != "folder" else None
 
     def forget(self) -> None:
         """Give up a pass that has not ended, with the directories it holds open."""
@@ -143,6 +156,8 @@ class Scanner:
                         yield _sighting(path, entry.stat(follow_symlinks=False))
                 except FileNotFoundError:  # gone while we looked
                     continue
+                except PermissionError:  # a folder that may be listed, but not entered
+                    self.blocked[prefix.rstrip("/") or path] = "the daemon may not look into this folder"
         if is_empty and prefix:
             self.empty.add(prefix.rstrip("/"))
 

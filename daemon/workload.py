@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from daemon.batch import Batch, Claimed, new_name
 from daemon.delivery import Decider, Delivery, decision
 from daemon.events import Line
 from daemon.inspection import FileError, Limits, Outcome, fingerprint
 from daemon.journal import Journal
-from daemon.spool import Batch, Claimed, Spool, new_name
+from daemon.spool import Spool
 
 Identity = tuple[int | None, int | None, int | None]  # inode, bytes, mtime_ns
 Submit = Callable[[str, Sequence[bytes]], None]
@@ -32,6 +33,7 @@ class _Flight:
     batch: Batch
     outcomes: list[Outcome | None]
     before: dict[str, Identity] = field(default_factory=dict)
+    waits: dict[str, float] | None = None  # which files are not settled, and when they are due; decided once
     aside: str | None = None
 
 
@@ -65,6 +67,7 @@ class Workload:
         self._deliveries: deque[Delivery] = deque()
         self._alone: deque[Batch] = deque()
         self._held: list[_Held] = []
+        self._delivered: list[Line] = []
 
     def post(self, key: str, index: int, outcome: Outcome) -> None:
         """Take an outcome from the pipeline; called from any thread."""
@@ -100,8 +103,8 @@ class Workload:
         return not self.in_work and not self._alone and all(h.due > now + LOOK_AGAIN for h in self._held)
 
     def next_step(self) -> float | None:
-        """Return when (monotonic seconds) a file that was set aside is due."""
-        return min((h.due for h in self._held), default=None)
+        """Return when (monotonic seconds) a file that was set aside is due; None where an outcome must come first."""
+        return min((h.due for h in self._held), default=None) if self.has_room else None
 
     def step(self, now: float) -> list[Line]:
         """Do what can be done now; return the decision lines of what was delivered. Raises OSError; repeatable."""
@@ -109,11 +112,11 @@ class Workload:
         for name in [n for n, f in self._flights.items() if None not in f.outcomes]:
             self._conclude(self._flights[name], now)
             del self._flights[name]
-        lines = list[Line]()
         while self._deliveries:
-            lines += self._deliveries[0].run(self._spool, self._journal, self._own)
+            self._delivered += self._deliveries[0].run(self._spool, self._journal, self._own)
             self._deliveries.popleft()
         self._begin(now)
+        lines, self._delivered = self._delivered, []
         return lines
 
     def _collect(self) -> None:
@@ -148,7 +151,9 @@ class Workload:
     def _conclude(self, flight: _Flight, now: float) -> None:
         """Deliver what is decided; set aside what changed while it was read, so that its neighbours need not wait."""
         outcomes = [(c, o) for c, o in zip(flight.batch.files, flight.outcomes, strict=True) if o is not None]
-        waits = {c.file: due for c, o in outcomes if (due := self._due(flight, c, o, now)) is not None}
+        if flight.waits is None:  # not again after a fault, when some of them have been set aside already
+            flight.waits = {c.file: due for c, o in outcomes if (due := self._due(flight, c, o, now)) is not None}
+        waits = flight.waits
         before = {c.file: _identity(o) for c, o in outcomes if c.file in waits}
         decided = [(c, o) for c, o in outcomes if c.file not in waits]
         if waits:

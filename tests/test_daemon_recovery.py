@@ -7,17 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from daemon import fs, owner, recovery
-from daemon.batch import Batch
+from daemon.batch import Batch, Claimed
 from daemon.delivery import Delivery, decision
 from daemon.events import Line
 from daemon.inspection import Outcome, Report
 from daemon.workload import LOOK_AGAIN
 from tests.daemon_parts import NOBODY, Decider, as_user, classify, house, needs_root
-from tests.pictures import encoded, picture
+from tests.pictures import encoded
 
-GREY = picture("PNG", 16, 16)
 BROKEN = b"no picture at all"
 
 
@@ -35,8 +35,6 @@ def home(tmp_path):
 
 
 def shade(level):
-    from PIL import Image
-
     return encoded(Image.new("RGB", (16, 16), (level, level, level)), "PNG")
 
 
@@ -75,7 +73,7 @@ SEAMS = [(fs, "rename_noreplace"), (os, "fsync"), (os, "write"), (os, "mkdir"), 
 def check_once(home, dropped, places=None):
     """Every dropped file is in one place with its bytes, has one decision, and the journal knows where it is."""
     after = home.files()
-    lines = [line for name in {"d", "d-2"} for line in home.lines(name)]
+    lines = [line for name in ("d", "d-2") for line in home.lines(name)]
     decisions = [line for line in lines if line.event in ("sorted", "review", "rejected")]
     assert sorted(line.file for line in decisions) == sorted(dropped)
     assert len({line.id for line in decisions}) == len(decisions)
@@ -104,22 +102,21 @@ def outcome(bright=None, **report):
 
 
 def decided(result, below=0.0):
-    batch = Batch("1-b", 2, ())
-    return decision(home_claim := __import__("daemon.batch").batch.Claimed("id", "sub/a.jpg", 12.5), batch, result, Decider(), below), home_claim
+    return decision(Claimed("id", "sub/a.jpg", 12.5), Batch("1-b", 2, ()), result, Decider(), below)
 
 
 def test_a_sure_score_is_sorted_and_an_unsure_one_goes_to_review():
-    line, _ = decided(outcome(0.9, sha256="x", bytes=3, width=1, height=2, format="PNG", decode_ms=2.0), below=0.8)
+    line = decided(outcome(0.9, sha256="x", bytes=3, width=1, height=2, format="PNG", decode_ms=2.0), below=0.8)
     assert (line.event, line.label, line.score, line.destination) == ("sorted", "happy", 0.9, "happy")
     assert line.scores == {"happy": 0.9, "sad": 0.1}
     assert (line.id, line.batch, line.file, line.source) == ("id", "1-b", "sub/a.jpg", "inbox/sub/a.jpg")
     assert (line.queued_ms, line.attempt, line.model, line.threshold, line.infer_ms) == (12.5, 2, 7, 0.5, 1.5)
-    line, _ = decided(outcome(0.79), below=0.8)
+    line = decided(outcome(0.79), below=0.8)
     assert (line.event, line.label, line.destination) == ("review", "happy", "review")
 
 
 def test_a_file_without_scores_is_rejected_with_the_reason():
-    line, _ = decided(outcome(code="corrupt", error="damaged", sha256="x"))
+    line = decided(outcome(code="corrupt", error="damaged", sha256="x"))
     assert (line.event, line.destination, line.error_code, line.error) == ("rejected", "rejected", "corrupt", "damaged")
     assert (line.label, line.scores, line.sha256) == (None, None, "x")
 
@@ -129,7 +126,7 @@ def test_scores_that_are_no_numbers_are_rejected_too(monkeypatch):
         raise ValueError("no finite numbers")
 
     monkeypatch.setattr(Decider, "decide", refuse)
-    line, _ = decided(outcome(float("nan")))
+    line = decided(outcome(float("nan")))
     assert (line.event, line.error_code, line.model) == ("rejected", "no_score", 7)
 
 
@@ -266,7 +263,9 @@ def test_a_person_who_takes_a_folder_away_does_not_stop_the_others(home):
         if parent.stat().st_uid == 0 and str(parent).startswith("/tmp/pytest"):
             parent.chmod(0o711)
     as_user(0, delivered)
-    check_once(home, {"trip/a.png": BRIGHT, "b.png": BRIGHT}, {"trip/a.png": "happy/trip-2/a.png", "b.png": "happy/b.png"})
+    check_once(
+        home, {"trip/a.png": BRIGHT, "b.png": BRIGHT}, {"trip/a.png": "happy/trip-2/a.png", "b.png": "happy/b.png"}
+    )
 
 
 # The workload
@@ -437,18 +436,6 @@ class Death(BaseException):
     """Stands for SIGKILL: nothing after it is done (the tests of whole processes are in test_crash.py)."""
 
 
-def die(home):
-    """Free the locks as the kernel does."""
-    home.journal.close()
-    home.own.release()
-    os.close(home.work)
-    os.close(home.fd)
-
-
-def restarted(base):
-    return house(base)
-
-
 def test_what_was_claimed_and_not_decided_is_adopted_and_sorted_one_by_one(tmp_path):
     dropped = {"a.png": BRIGHT, "sub/b.png": DARK}
     with house(tmp_path) as dead:
@@ -569,7 +556,8 @@ def test_what_others_left_is_recovered_in_spite_of_faults_and_nothing_is_forgott
                 workload.take_alone(left.adopted)
             finish(home)
             check_once(home, dropped)
-            assert list(owner.others(home.work, home.own.name)) == [], "what is cleaned up is removed"
+            left_over = list(owner.others(home.work, home.own.name))
+            assert left_over == [] or (seam[1] == "rmdir" and os.listdir(home.root / ".work" / "d-2") == [])
 
 
 def test_what_a_living_daemon_has_is_left_alone(tmp_path):

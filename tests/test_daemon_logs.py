@@ -1,0 +1,76 @@
+"""daemon.logs: diagnostics on stderr, and names that cannot act on a terminal."""
+
+import io
+import json
+import os
+import sys
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon import logs
+from daemon.logs import printable
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    yield
+    structlog.reset_defaults()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def logged(monkeypatch, stream, **options):
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure(**options)
+    log = structlog.get_logger()
+    log.info("told", file="a\x1b[2Jb\n" + os.fsdecode(b"\xff"), count=3)
+    log.debug("not told")
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        log.exception("failed")
+    return stream.getvalue()
+
+
+@given(st.text() | st.binary().map(os.fsdecode))
+def test_what_is_printable_can_be_printed_and_acts_on_nothing(text):
+    shown = printable(text)
+    shown.encode()
+    assert shown.isprintable()
+    if text.isprintable():
+        assert shown == text
+
+
+def test_escapes_are_readable():
+    assert printable("a\nb\x1b\u202e") == r"a\nb\x1b\u202e"
+    assert printable(os.fsdecode(b"\xff")) == r"\udcff"
+    assert printable("grüße 日本 ✓") == "grüße 日本 ✓"
+    assert printable(None) == "None"
+
+
+def test_elsewhere_than_on_a_terminal_each_event_is_a_line_of_json(monkeypatch):
+    text = logged(monkeypatch, io.StringIO())
+    told, failed = (json.loads(line) for line in text.splitlines())
+    assert (told["event"], told["level"], told["count"]) == ("told", "info", 3)
+    assert told["file"] == r"a\x1b[2Jb\n\udcff"
+    assert told["timestamp"].endswith("Z")
+    assert "ValueError: inside" in failed["exception"]
+
+
+def test_on_a_terminal_it_is_readable_and_names_are_still_harmless(monkeypatch):
+    text = logged(monkeypatch, Terminal())
+    assert r"a\x1b[2Jb\n" in text
+    assert "\x1b[2J" not in text
+    assert "Traceback" in text
+
+
+def test_quiet_means_warnings_only(monkeypatch):
+    text = logged(monkeypatch, io.StringIO(), quiet=True)
+    assert "told" not in text
+    assert "failed" in text

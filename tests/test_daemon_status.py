@@ -1,0 +1,125 @@
+"""daemon.status: from the journal's tail and the folders, at once, without a daemon and without changing anything."""
+
+import os
+import subprocess
+import sys
+
+import orjson
+import pytest
+
+from daemon import status
+from daemon.events import Line
+from daemon.journal import Journal
+from daemon.status import as_json, describe, gather
+from tests import bundles
+from tests.daemon_parts import files_in, house, lay
+from trainer import bundle
+from trainer.settings import load
+
+
+@pytest.fixture
+def settings(tmp_path):
+    tables = {name: {"root": str(tmp_path / name)} for name in ("tray", "models")}
+    return load(None, (), tables | {"journal": {"root": str(tmp_path / "log")}}).settings
+
+
+def shown(settings):
+    return "\n".join(describe(gather(settings)))
+
+
+def write(root, owner, *lines):
+    journal = Journal(root, owner, 1 << 20)
+    journal.append(lines)
+    journal.close()
+
+
+def test_before_the_first_start_it_says_what_will_come(settings):
+    text = shown(settings)
+    assert "not running" in text
+    assert "none there yet" in text
+    assert "none yet: the one that ships" in text
+    assert "sorted    0" in text
+    assert not settings.tray.root.exists(), "status makes nothing"
+    assert not settings.journal.root.exists()
+
+
+def test_everything_that_a_person_asks_for_is_there(settings, tmp_path):
+    with house(tmp_path) as home:
+        home.drop({"a.jpg": b"", "sub/b.jpg": b"", ".part": b""})
+        lines = [Line(event="sorted", label=label) for label in ("happy", "sad", "happy")]
+        error, file = "the file is\x1b[2J empty", os.fsdecode(b"x\xff.jpg")
+        lines += [Line(event="review"), Line(event="rejected", error_code="empty", error=error, file=file)]
+        home.journal.append(lines)
+        bundles.publish(settings.models.root, tmp_path / "stage")
+        bundle.promote(settings.models.root, 1)
+        text = shown(settings)
+        found = as_json(gather(settings))
+    assert "daemon    d running" in text
+    assert "model     1 (tiny; happy, sad)" in text
+    assert "waiting   3 in the inbox" in text
+    assert "sorted    3 (happy 2, sad 1)" in text
+    assert "review    1" in text
+    assert "rejected  1 (empty 1)" in text
+    assert r"x\xff.jpg: the file is\x1b[2J empty" in text
+    assert found["running"] == ["d"]
+    assert found["waiting"] == 3
+    assert found["totals"]["sorted"] == {"happy": 2, "sad": 1}
+    assert "not running" in shown(settings), "the lock is gone"
+
+
+def test_the_counts_of_all_owners_are_added_up(settings):
+    write(settings.journal.root, "a", Line(event="sorted", label="happy", ts="1"))
+    write(settings.journal.root, "b-2", Line(event="sorted", label="happy"), Line(event="rejected", error_code="x"))
+    assert "sorted    2 (happy 2)" in shown(settings)
+
+
+def test_names_that_are_no_text_do_not_stop_it(tmp_path):
+    root = tmp_path / os.fsdecode(b"tr\xffay")
+    settings = load(None, (), {"tray": {"root": str(root)}, "journal": {"root": str(tmp_path / "log")}}).settings
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / os.fsdecode(b"\x1b[31m\xff-1.jsonl")).write_bytes(b"torn")
+    text = shown(settings)
+    text.encode()
+    assert "\x1b" not in text
+    orjson.dumps(as_json(gather(settings)))
+
+
+def test_reading_changes_nothing(settings, tmp_path):
+    with house(tmp_path) as home:
+        home.drop({"a.jpg": b"a"})
+        home.journal.append([Line(event="started")])
+        before = files_in(tmp_path), {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+        shown(settings)
+        assert before == (files_in(tmp_path), {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")})
+
+
+def test_a_torn_or_foreign_journal_is_read_as_far_as_it_goes(settings):
+    write(settings.journal.root, "a", Line(event="sorted", label="happy"))
+    with (settings.journal.root / "a-1.jsonl").open("ab") as file:
+        file.write(b'{"schema":9,"event":"new"}\nno json\n{"schema":1,"ev')
+    assert "sorted    1" in shown(settings)
+
+
+def test_counting_what_waits_ends_at_a_limit(settings, monkeypatch):
+    monkeypatch.setattr(status, "COUNT_LIMIT", 10)
+    lay(settings.tray.root / "inbox", {f"{n % 3}/{n}": b"" for n in range(30)})
+    (settings.tray.root / "inbox" / "loop").symlink_to(".")
+    assert "waiting   10 or more in the inbox" in shown(settings)
+
+
+def test_a_bundle_that_cannot_be_used_is_named(settings):
+    (settings.models.root / "1").mkdir(parents=True)
+    (settings.models.root / "champion").symlink_to("1")
+    assert "cannot be used" in shown(settings)
+
+
+def test_it_loads_no_tensorflow(settings):
+    code = "import sys, daemon.status; print([m for m in sys.modules if m.startswith(('tensorflow', 'keras'))])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.stdout == "[]\n"
