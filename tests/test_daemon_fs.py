@@ -186,6 +186,7 @@ def test_a_suffixed_name_is_a_valid_other_name_with_the_same_extension(raw, numb
 
 def test_a_shortened_name_is_not_cut_within_a_character():
     assert fs.suffixed("ä" * 125 + ".jpeg", "-2") == "ä" * 124 + "-2.jpeg"
+    assert fs.suffixed("ä" * 125 + ".jpg", "-2") == "ä" * 124 + "-2.jpg"
     assert fs.suffixed("x." + "y" * 253, "-2") == "x." + "y" * 251 + "-2"
 
 

@@ -297,6 +297,16 @@ def test_lines_are_looked_for_in_the_segment_of_the_claim_and_later_ones(tmp_pat
     assert [entry.id for entry in lines_of(tmp_path, "d", ["2-b"]).values()] == ["2", "3"]
 
 
+def test_lines_of_a_segment_without_totals_are_counted_too(tmp_path):
+    """A crash between a segment's first line and its totals, or a person's editor."""
+    journal = Journal(tmp_path, "d", 1 << 20)
+    journal.append([line(1)])
+    journal.close()
+    for number in (2, 3):
+        (tmp_path / f"d-{number}.jsonl").write_bytes(encode(line(number)))
+    assert tail_totals(tmp_path, "d").sorted["happy"] == 3
+
+
 def test_the_totals_are_read_from_the_tail(tmp_path, monkeypatch):
     journal = Journal(tmp_path, "d", 1 << 30)
     for n in range(0, 3000, 10):

@@ -407,6 +407,42 @@ def test_a_file_that_is_due_while_there_is_no_room_does_not_make_the_loop_spin(h
     assert workload.next_step() is None, "only an outcome makes room, and it wakes the loop"
 
 
+def test_a_fault_while_files_are_set_aside_does_not_make_one_of_them_look_delivered(home, monkeypatch):
+    """The first of two is in its new folder already: not finding it in the old one does not mean that it is settled."""
+    dropped = {"a.png": BRIGHT, "b.png": BRIGHT, "c.png": DARK}
+    home.drop(dropped)
+
+    def touched(key, paths):
+        for index, path in enumerate(paths):
+            home.workload.post(key, index, classify(path))
+            if not home.submitted and b"c.png" not in path:
+                os.utime(path, (index, index))
+        home.submitted.append(key)
+
+    workload = home.start_workload(submit=touched)
+    workload.take(home.claim(*dropped))
+    faults = Faults(monkeypatch, (fs, "rename_noreplace"), after=1)
+    with pytest.raises(OSError, match="fault"):
+        workload.step(0.0)
+    faults.mend()
+    assert [line.file for line in workload.step(1.0)] == ["c.png"]
+    finish(home, 2.0)
+    check_once(home, dropped)
+
+
+def test_a_suspect_is_begun_only_when_nothing_else_is_in_work(home):
+    home.drop({"a.png": BRIGHT, "suspect.png": DARK})
+    workload = home.start_workload(submit=lambda key, paths: home.submitted.append((key, paths)))
+    workload.take(first := home.claim("a.png"))
+    workload.take_alone([home.claim("suspect.png")])
+    workload.step(0.0)
+    assert len(home.submitted) == 1
+    workload.post(first.name, 0, classify(home.submitted[0][1][0]))
+    workload.step(1.0)
+    assert len(home.submitted) == 2
+    assert b".1/suspect.png" in home.submitted[1][1][0], "the attempt is counted before"
+
+
 @pytest.mark.parametrize("seam", SEAMS, ids=lambda s: s[1])
 def test_the_workload_goes_on_after_a_fault_at_any_step(tmp_path, seam):
     """Some files settled, some not: what was set aside before the fault is not forgotten after it."""

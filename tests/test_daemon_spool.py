@@ -136,6 +136,13 @@ def test_files_of_one_batch_do_not_choose_the_same_place(home):
     assert chosen[-1] == "happy/a-id29.jpg"
 
 
+def test_a_clash_in_another_folder_is_none(home):
+    home.drop({"trip/a.jpg": b"a"})
+    (home.root / "happy" / "a.jpg").write_bytes(b"there")
+    list(deliver_all(home, home.claim("trip/a.jpg"), {"trip/a.jpg": "happy"}))
+    assert home.files() == {"happy/trip/a.jpg": b"a", "happy/a.jpg": b"there"}
+
+
 def test_of_two_claims_only_one_gets_the_file(tmp_path):
     with house(tmp_path) as one, house(tmp_path) as two:
         assert (one.own.name, two.own.name) == ("d", "d-2")
