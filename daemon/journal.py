@@ -91,8 +91,8 @@ class Journal:
         self._since_totals = 0
         root.mkdir(parents=True, exist_ok=True)
         self.segment = (segments(root, owner) or [(1, root)])[-1][0]
-        self._file: _Segment | None = _Segment(self._path)
         self.totals = tail_totals(root, owner)
+        self._file: _Segment | None = _Segment(self._path)  # last: it holds a lock
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write the lines and make them durable, all in one segment. Raises OSError; then none of them counts."""

@@ -169,7 +169,7 @@ class Workload:
         """Return when a file must be read again, None where its outcome counts."""
         report = outcome.report
         if report.code == "unreadable":
-            return now + self._rules.retry_seconds
+            return now + max(self._rules.retry_seconds, 2 * LOOK_AGAIN)  # long enough for `once` not to wait for it
         if report.inode is None:  # no regular file: it was not opened
             return None
         if not self._spool.is_settled(flight.batch, claimed.file, _identity(outcome)):

@@ -424,6 +424,15 @@ def test_a_journal_is_locked_for_as_long_as_its_daemon_lives(tmp_path, monkeypat
     Journal(tmp_path, "d", 1 << 20).close()
 
 
+def test_a_journal_that_cannot_be_read_is_not_left_locked(tmp_path, monkeypatch):
+    Journal(tmp_path, "d", 1 << 20).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "tail_totals", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "disk")))
+        with pytest.raises(OSError, match="disk"):
+            Journal(tmp_path, "d", 1 << 20)
+    assert not is_locked(tmp_path / "d-1.jsonl")
+
+
 def test_a_look_at_the_lock_does_not_keep_a_daemon_from_starting(tmp_path):
     """What `moodbox status` does at the very moment."""
     Journal(tmp_path, "d", 1 << 20).close()

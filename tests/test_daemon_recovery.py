@@ -395,6 +395,16 @@ def test_a_file_that_cannot_be_read_is_tried_again_much_later_and_once_need_not_
     assert [line.file for line in workload.step(30.0)] == ["a.png"]
 
 
+def test_once_does_not_wait_for_an_unreadable_file_however_often_it_rescans(home):
+    home.drop({"a.png": BRIGHT})
+    report = Report(code="unreadable", error="EIO")
+    submit = lambda key, _paths: home.workload.post(key, 0, Outcome(report))  # noqa: E731
+    workload = home.start_workload(submit=submit, retry_seconds=0.1)
+    workload.take(home.claim("a.png"))
+    workload.step(0.0)
+    assert workload.is_idle(0.0)
+
+
 def test_a_file_that_is_due_while_there_is_no_room_does_not_make_the_loop_spin(home):
     home.drop({"young.png": BROKEN, "a.png": BRIGHT, "b.png": BRIGHT})
     workload = home.start_workload(submit=lambda *_: None)

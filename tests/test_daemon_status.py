@@ -76,12 +76,13 @@ def test_the_counts_of_all_owners_are_added_up(settings):
 def test_names_that_are_no_text_do_not_stop_it(tmp_path):
     root = tmp_path / os.fsdecode(b"tr\xffay")
     settings = load(None, (), {"tray": {"root": str(root)}, "journal": {"root": str(tmp_path / "log")}}).settings
-    (tmp_path / "log").mkdir()
-    (tmp_path / "log" / os.fsdecode(b"\x1b[31m\xff-1.jsonl")).write_bytes(b"torn")
+    running = Journal(tmp_path / "log", os.fsdecode(b"\x1b[31m\xff"), 1 << 20)
     text = shown(settings)
+    assert r"\x1b[31m\udcff running" in text
     text.encode()
     assert "\x1b" not in text
     orjson.dumps(as_json(gather(settings)))
+    running.close()
 
 
 def test_reading_changes_nothing(settings, tmp_path):

@@ -40,6 +40,8 @@ def test_a_manager_that_is_busy_for_a_moment_still_gets_it(manager):
     fill(manager)
     sender = threading.Thread(target=notify, kwargs={"READY": 1})
     sender.start()
+    sender.join(0.2)
+    assert sender.is_alive(), "it gave up at once"
     deadline = time.monotonic() + 5
     while manager.recv(4096) != b"READY=1":
         assert time.monotonic() < deadline
