@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict
 SCHEMA = 1
 DECISIONS = ("sorted", "review", "rejected")
 Event = Literal[
-    "sorted", "review", "rejected", "redirected", "restored", "corrected", "model_loaded", "model_refused", "started",
-    "stopped", "fault", "recovered", "totals",
+    "sorted", "review", "rejected", "redirected", "restored", "corrected", "started", "stopped", "totals",
 ]  # fmt: skip
 
 
@@ -53,7 +52,6 @@ class Line(BaseModel):
     error_code: str | None = None
     error: str | None = None
     totals: dict[str, Any] | None = None
-    details: dict[str, Any] | None = None
 
 
 _NAMES = ("file", "source", "destination")

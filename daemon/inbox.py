@@ -60,7 +60,7 @@ class Inbox:
 
     def look(self, now: float, *, again: bool = False) -> None:
         """Look again at what is not settled, and at a piece of the inbox where that is due, or wished (`again`)."""
-        for file in self._intake.unsettled(now):
+        for file in self._intake.unsettled(now, at_once=self._dirty):
             sighting = self._scanner.look(self._tray, file)
             if sighting is None:
                 self._intake.forget(file)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 CAPACITY = 10_000
+FEW = 256  # files that may be looked at with every event
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,14 @@ class Intake:
         tracked = self._tracked.pop(file, None)
         return tracked.first_seen if tracked else None
 
-    def unsettled(self, now: float) -> list[str]:
-        """Return the files that are due for another look."""
-        if len(self._settled) == len(self._tracked):
-            return []
-        return [f for f, t in self._tracked.items() if t.settled_at is None and now - t.since >= self._settle]
+    def unsettled(self, now: float, *, at_once: bool = False) -> list[str]:
+        """Return the files that are due for another look; with `at_once` all that are not settled, if they are few.
+
+        A file that is seen while it is copied would otherwise be found changed only when its wait is over.
+        """
+        waiting = [(f, t) for f, t in self._tracked.items() if t.settled_at is None]
+        is_few = at_once and len(waiting) <= FEW
+        return [f for f, t in waiting if is_few or now - t.since >= self._settle]
 
     def batch(self, now: float) -> list[Sighting]:
         """Return the files of the batch that is due: full, or fewer once the oldest has waited; empty if none is."""

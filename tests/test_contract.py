@@ -60,4 +60,4 @@ def test_every_line_of_the_operations_page_names_a_real_field():
     named = {
         name.strip("` ") for row in table.splitlines() if row.startswith("| `") for name in row.split("|")[1].split(",")
     }
-    assert named == (set(Line.model_fields) - {"schema_", "details"}) | {"schema"}
+    assert named == (set(Line.model_fields) - {"schema_"}) | {"schema"}

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from daemon.intake import Intake, Sighting
+from daemon.intake import FEW, Intake, Sighting
 
 SETTLE, WAIT, SIZE, CAPACITY = 0.5, 0.05, 3, 7
 
@@ -68,6 +68,17 @@ def test_a_file_that_is_being_written_lets_the_others_pass():
     assert files(intake.batch(0.5)) == ["b", "c", "d"]
     assert intake.unsettled(0.9) == []
     assert intake.unsettled(1.0) == ["a"]
+
+
+def test_a_few_files_are_looked_at_with_every_event_but_not_thousands():
+    intake = made()
+    intake.see(seen("a"), 0.0)
+    assert intake.unsettled(0.1) == []
+    assert intake.unsettled(0.1, at_once=True) == ["a"]
+    for number in range(FEW):
+        intake.see(seen(str(number)), 0.1)
+    assert intake.unsettled(0.2, at_once=True) == []
+    assert intake.unsettled(0.5, at_once=True) == ["a"]
 
 
 def test_what_is_forgotten_is_new_when_it_comes_again():

@@ -310,7 +310,7 @@ def test_lines_of_a_segment_without_totals_are_counted_too(tmp_path):
 def test_the_totals_are_read_from_the_tail(tmp_path, monkeypatch):
     journal = Journal(tmp_path, "d", 1 << 30)
     for n in range(0, 3000, 10):
-        journal.append([line(i, details={"x": "y" * 300}) for i in range(n, n + 10)])
+        journal.append([line(i, error="y" * 300) for i in range(n, n + 10)])
     journal.close()
     size = (tmp_path / "d-1.jsonl").stat().st_size
     assert size > 3 * journal_module.TAIL_BYTES

@@ -1,5 +1,6 @@
 """daemon.recovery, daemon.delivery and daemon.workload: from claim to place, through faults and deaths."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -571,6 +572,37 @@ def test_a_restart_that_nobody_died_of_counts_against_nobody(tmp_path):
             left = recovery.recover(home.own, home.spool, home.journal, home.journal)
             home.start_workload().take_alone(left.adopted)
     assert [batch.attempt for batch in left.adopted] == [0]
+
+
+def test_a_recovery_that_is_killed_again_and_again_comes_to_an_end(tmp_path, monkeypatch):
+    """What one adopted, the next need not move again: with many files none would ever come to the last."""
+    dropped = {f"{n}.png": BRIGHT for n in range(6)}
+    with house(tmp_path) as home:
+        home.drop(dropped)
+        home.claim(*dropped)
+    for _ in range(len(dropped) - 1):
+        with house(tmp_path) as home, monkeypatch.context() as patch:
+            Faults(patch, (fs, "rename_noreplace"), after=1)
+            with contextlib.suppress(OSError):
+                recovery.recover(home.own, home.spool, home.journal, home.journal)
+    with house(tmp_path) as home, monkeypatch.context() as patch:
+        Faults(patch, (fs, "rename_noreplace"))
+        left = recovery.recover(home.own, home.spool, home.journal, home.journal)
+        assert sorted(b.files[0].file for b in left.adopted) == sorted(dropped)
+
+
+def test_an_id_that_a_line_has_is_not_given_to_another_file(tmp_path):
+    """A crash tore the lines of a batch: one of its files was decided, the other was not."""
+    dropped = {"a.png": BRIGHT, "b.png": DARK}
+    with house(tmp_path) as home:
+        home.drop(dropped)
+        going = delivery(home, *dropped)
+        home.journal.append([going.lines[0].model_copy(update={"destination": "happy/a.png"})])
+    with house(tmp_path) as home:
+        left = recovery.recover(home.own, home.spool, home.journal, home.journal)
+        home.start_workload().take_alone(left.adopted)
+        finish(home)
+        check_once(home, dropped)
 
 
 @pytest.mark.parametrize("seam", SEAMS, ids=lambda s: s[1])
