@@ -1,7 +1,7 @@
-"""The `moodbox` command: run | once | status.
+"""The `moodbox` command: run | once | status | accounts | undo | doctor.
 
 Invariant: bad input gives one line on stderr and exit status 2, what the environment refuses one line and 1; only a
-defect of Moodbox gives a traceback. Nothing but `run` and `once` loads TensorFlow, so imports stand inside commands.
+defect of Moodbox gives a traceback. Only `run`, `once` and `doctor` load TensorFlow, so imports stand inside commands.
 """
 
 # ruff: noqa: PLC0415, T201
@@ -19,7 +19,7 @@ from daemon.logs import printable
 from trainer import settings as settings_file
 from trainer.settings import Loaded, SettingsError
 
-BAD_INPUT = 2
+BAD_INPUT, FAILED = 2, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.command(args, loaded))
     except SettingsError as error:
         return _fail(error, BAD_INPUT)
+    except PermissionError as error:
+        return _fail(f"{error.filename}: {error.strerror}: run this as the daemon's user, or as root", FAILED)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -53,12 +55,34 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "watch the inbox and sort what arrives, until stopped"),
         ("once", _once, "sort what is in the inbox, then exit"),
         ("status", _status, "say what serves, what waits and what went wrong"),
+        ("accounts", _accounts, "find every file that the journal ever saw"),
+        ("undo", _undo, "take delivered files back to undone/; lists them, and moves them with --yes"),
     ):
         command = commands.add_parser(name, parents=[common], help=text, description=text)
         command.set_defaults(command=function)
-        if name == "status":
-            command.add_argument("--json", action="store_true", help="for programs")
+        _OPTIONS.get(name, lambda _: None)(command)
     return parser
+
+
+def _status_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _accounts_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--deep", action="store_true", help="compare every file's hash, not only its name and size")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _undo_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("files", nargs="*", metavar="FILE", help="a file in the tray, as it was delivered")
+    command.add_argument("--batch", metavar="B", help="what was sorted in this batch (see the journal)")
+    command.add_argument("--since", metavar="T", help="what was sorted since: 2026-05-31, 2026-05-31T18:00, 2h, 3d")
+    command.add_argument("--model", type=int, metavar="N", help="what this model sorted")
+    command.add_argument("--resort", action="store_true", help="back to the inbox, to be sorted again")
+    command.add_argument("--yes", action="store_true", help="do it")
+
+
+_OPTIONS = {"status": _status_options, "accounts": _accounts_options, "undo": _undo_options}
 
 
 def _run(_args: argparse.Namespace, loaded: Loaded) -> int:
@@ -86,6 +110,25 @@ def _status(args: argparse.Namespace, loaded: Loaded) -> int:
     else:
         print("\n".join(status.describe(found)))
     return 0
+
+
+def _accounts(args: argparse.Namespace, loaded: Loaded) -> int:
+    from daemon import accounts
+
+    return accounts.run(loaded.settings, deep=args.deep, json=args.json)
+
+
+def _undo(args: argparse.Namespace, loaded: Loaded) -> int:
+    from datetime import UTC, datetime
+
+    from daemon import selection, undo
+
+    try:
+        since = selection.moment(args.since, datetime.now(UTC)) if args.since is not None else None
+    except selection.SelectionError as error:
+        return _fail(error, BAD_INPUT)
+    asked = selection.Selection(args.batch, since, args.model, tuple(args.files), Path.cwd())
+    return undo.run(loaded.settings, asked, resort=args.resort, yes=args.yes)
 
 
 def _fail(error: object, status: int) -> int:

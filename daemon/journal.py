@@ -14,6 +14,7 @@ from pathlib import Path
 
 from daemon.events import DECISIONS, Line, Totals, encode, parse, utc_now
 
+MOVES = (*DECISIONS, "restored", "redirected")  # each names the place that a file is to be moved to
 TOTALS_EVERY = 128  # lines; so the newest counts are always near the end, where `status` looks
 TAIL_BYTES = 262_144
 LOCK_SECONDS = 1.0  # `moodbox status` holds a lock for an instant, to see whether somebody else does
@@ -50,9 +51,22 @@ def lines_of(root: Path, owner: str, batches: Sequence[str]) -> dict[tuple[str, 
     wanted, newest = frozenset(batches), dict[tuple[str, str], Line]()
     for _, path in (s for s in segments(root, owner) if wanted and s[0] >= first):
         for line in read(path):
-            if line.batch in wanted and line.file is not None and line.event in (*DECISIONS, "redirected"):
+            if line.batch in wanted and line.file is not None and line.event in MOVES:
                 newest[line.batch, line.file] = line
     return newest
+
+
+def was_served(root: Path, tray: Path) -> bool:
+    """Tell whether any daemon that writes its journal in `root` ever served this tray. Reads all of it."""
+    started = (line for owner in owners(root) for _, path in segments(root, owner) for line in _started(path))
+    return any(line.source == str(tray) for line in started)
+
+
+def _started(path: Path) -> Iterator[Line]:
+    with path.open("rb") as file:
+        for raw in file:
+            if b'"event":"started"' in raw and (line := parse(raw)):
+                yield line
 
 
 def tail_totals(root: Path, owner: str) -> Totals:

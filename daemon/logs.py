@@ -4,6 +4,7 @@ Invariant: what a file name holds cannot act on a terminal; control characters a
 """
 
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -13,7 +14,8 @@ import structlog
 
 def printable(text: object) -> str:
     """Return `text` with everything that a terminal would not print as itself written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+    shown = os.fsencode(str(text)).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

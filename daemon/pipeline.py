@@ -5,6 +5,7 @@ is an outcome with an error and never costs its neighbours. Nothing is batched i
 small batches back until they are full.
 """
 
+import json
 import math
 import queue
 import threading
@@ -19,8 +20,9 @@ import orjson
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from daemon.inspection import Limits, Outcome, Report, inspect
+from daemon.inspection import FileError, Limits, Outcome, Report, fingerprint, inspect
 
+JOIN_SECONDS = 5.0
 CHUNK = 8  # files decoded by one Python call: large enough to hide its cost, small enough to spread over the cores
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -63,8 +65,9 @@ class Pipeline:
     def close(self) -> None:
         """Finish what was submitted and end the threads."""
         self._queue.put(None)
+        deadline = time.monotonic() + JOIN_SECONDS
         for worker in self._workers:
-            worker.join(timeout=5)
+            worker.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _dataset(self) -> tf.data.Dataset:
         def feed() -> Iterator[tuple[bytes, list[bytes]]]:
@@ -89,8 +92,9 @@ class Pipeline:
                     if picture is not None:
                         pixels[index] = picture
                 except Exception as error:  # noqa: BLE001  # a defect of a decoder: this file's problem, nobody else's
-                    report = Report(code="corrupt", error=f"the decoder failed: {type(error).__name__}: {error!a}")
-            reports.append(orjson.dumps(asdict(report)))
+                    told = FileError("corrupt", f"the decoder failed: {type(error).__name__}: {error!a}")
+                    report = fingerprint(path, self._limits, told)
+            reports.append(json.dumps(asdict(report)).encode())  # orjson refuses a time after 2262
         return pixels, np.array(reports, dtype=object)
 
     def _work(self, predict: Predict) -> None:
@@ -99,7 +103,7 @@ class Pipeline:
                 key, start = orjson.loads(element[0].numpy())
                 rows = zip(element[1].numpy(), element[2].numpy(), element[3].numpy(), strict=True)
                 for offset, (path, pixels, raw) in enumerate(rows):
-                    report = Report(**orjson.loads(raw))
+                    report = Report(**json.loads(raw))
                     self._deliver(key, start + offset, self._predict(predict, path, pixels, report))
         except BaseException:  # noqa: BLE001  # a thread that dies silently would leave its files waiting for ever
             self.failure = traceback.format_exc()

@@ -17,6 +17,7 @@ from daemon import logs, tray
 from daemon.classifier import BundleError, Classifier
 from daemon.console import Console, Feed, Tally
 from daemon.inspection import Limits
+from daemon.journal import was_served
 from daemon.owner import OwnerError
 from daemon.service import MakePipe, Pipe, PipelineError, Post, Service, StuckError
 from trainer import quiet
@@ -42,7 +43,7 @@ def once(loaded: Loaded) -> int:
 def _serve(loaded: Loaded, console: Console, *, is_once: bool) -> int:
     settings = loaded.settings
     try:
-        tray.create(settings.tray.root)
+        tray.create(settings.tray.root, was_used=lambda: was_served(settings.journal.root, settings.tray.root))
         console.starting()
         with quiet.native_stderr():
             classifier = Classifier.load(settings.models.root)

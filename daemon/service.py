@@ -5,6 +5,8 @@ goes wrong is this file's (rejected), this subtree's (waits), the environment's 
 bug (the process ends with the traceback), and each kind goes one way.
 """
 
+import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -77,7 +79,7 @@ class Service:
     make_pipe: MakePipe
     audience: Audience
     once: bool = False
-    _wake: threading.Event = field(default_factory=threading.Event)
+    _wake: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)  # its put() is safe in signal handlers
     _events: threading.Event = field(default_factory=threading.Event)
     _stopping_since: float | None = None
     _backoff: float = 0.0
@@ -89,12 +91,12 @@ class Service:
         """Finish the batches in work and return from `run`; safe in a signal handler."""
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
-        self._wake.set()
+        self._wake.put(None)
 
     def event(self) -> None:
         """Something happened in the inbox; called by the watcher's thread."""
         self._events.set()
-        self._wake.set()
+        self._wake.put(None)
 
     @property
     def totals(self) -> Totals:
@@ -113,10 +115,9 @@ class Service:
             self.audience.ready(self.serving.describe(), session.inbox.waiting)
             while not self._is_done(time.monotonic()):
                 delay = self.one_iteration(time.monotonic(), pipe)
-                self._wake.wait(min(delay, HEARTBEAT))
-                self._wake.clear()
-        finally:
+                self._sleep(min(delay, HEARTBEAT))
             systemd.notify(STOPPING=1)
+        finally:
             blocked = self._session.inbox.blocked if self._session else {}
             if self._session is not None:
                 self._session.close()
@@ -141,11 +142,18 @@ class Service:
             self._wait_out(error, now)
             return self._backoff
 
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until something happens, or the time is over."""
+        with contextlib.suppress(queue.Empty):
+            self._wake.get(timeout=seconds)
+            while True:
+                self._wake.get_nowait()
+
     def _post(self, key: str, index: int, outcome: Outcome) -> None:
         """Take an outcome from a thread of the pipeline to whichever session is open."""
         if session := self._session:
             session.workload.post(key, index, outcome)
-        self._wake.set()
+        self._wake.put(None)
 
     def _open(self, pipe: Pipe) -> Session:
         return Session.open(self.settings, self.serving, pipe.submit, self.event)

@@ -48,6 +48,7 @@ class Session:
     watcher: Watcher | None = None
     _rescan_at: float = 0.0
     _glow_until: float = 0.0
+    _lines: list[Line] = field(default_factory=list)
     _told: set[str] = field(default_factory=set)
 
     @classmethod
@@ -75,20 +76,21 @@ class Session:
     def _begin(self, model: int) -> None:
         left = recovery.recover(self.own, self.spool, self.journal, self.journal)
         self._take_over(left)
-        self.journal.append([Line(event="started", model=model)])
+        self.journal.append([Line(event="started", model=model, source=str(self.settings.tray.root))])
         self._rescan(time.monotonic())
 
     def step(self, now: float, *, may_claim: bool) -> list[Line]:
         """Do what is due; returns the lines of what was delivered. Raises OSError and TrayError; can be repeated."""
-        lines = self.workload.step(now)
+        self._lines += self.workload.step(now)
         if now >= self._rescan_at:
             self._rescan(now)
         self.inbox.look(now, again=now < self._glow_until)
         while may_claim and self.workload.has_room and self._claim(now):
             pass
+        self._tell_blocked()
+        lines, self._lines = self._lines, []
         if lines:
             self._glow_until = now + AFTERGLOW_SECONDS
-        self._tell_blocked()
         return lines
 
     def next_step(self, now: float) -> float:

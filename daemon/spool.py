@@ -76,7 +76,7 @@ class Spool:
             return False
         target = targets.fd((claim.batch.folder, *dirs))
         try:
-            self._take(source, name, target)
+            self._take(source, name, target, name)
         except (FileNotFoundError, FileExistsError):  # gone, or dropped twice while we claimed: the next batch's
             return False
         except OSError as error:
@@ -135,7 +135,7 @@ class Spool:
                 *dirs, leaf = file.split("/")
                 target = targets.fd((batch.folder, *dirs))
                 if not fs.exists(target, leaf):
-                    self._take(sources.fd((folder, *dirs)), leaf, target)
+                    self._take(sources.fd((folder, *dirs)), leaf, target, leaf)
         return batch
 
     def set_aside(self, batch: Batch, files: Sequence[str], name: str) -> Batch:
@@ -185,10 +185,28 @@ class Spool:
             targets.sync()
         return taken
 
-    def _take(self, source: int, name: str, target: int) -> None:
+    def take_back(self, batch: Batch, moves: Iterable[Move]) -> dict[str, str]:
+        """Move delivered files from their destinations into a batch of this owner; not durable before `make_durable`.
+
+        Returns the ids of those that stay where they are, and why. Raises OSError.
+        """
+        stay = dict[str, str]()
+        with fs.Folders(self._tray) as sources, fs.Folders(self._own, fs.PRIVATE_MODE) as targets:
+            for move in moves:
+                *dirs, name = move.destination.split("/")
+                *target_dirs, new_name = move.claimed.file.split("/")
+                try:
+                    self._take(sources.fd(dirs), name, targets.fd((batch.folder, *target_dirs)), new_name)
+                except OSError as error:
+                    if error.errno not in (*BLOCKED, errno.ENOENT, errno.ENOTDIR):
+                        raise
+                    stay[move.claimed.id] = BLOCKED.get(error.errno, "it is not there any more")
+        return stay
+
+    def _take(self, source: int, name: str, target: int, new_name: str) -> None:
         """Move a file into a directory of our own, where nobody else makes names."""
-        if not self._rename_noreplace(source, name, target, name):
-            self._rename_if_free(source, name, target, name)
+        if not self._rename_noreplace(source, name, target, new_name):
+            self._rename_if_free(source, name, target, new_name)
 
     def _put(self, source: int, name: str, target: int, new_name: str, ident: str) -> None:
         """Move a file into a folder where other people make names, too."""

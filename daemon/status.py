@@ -63,6 +63,8 @@ def describe(status: Status) -> Iterator[str]:
         yield f"review    {totals.events['review']:,}"
     by_code = ", ".join(f"{code} {n:,}" for code, n in sorted(totals.rejected.items()))
     yield f"rejected  {sum(totals.rejected.values()):,}{f' ({by_code})' if by_code else ''}"
+    if totals.events["restored"]:
+        yield f"undone    {totals.events['restored']:,}"
     if totals.last:
         yield f"last      {totals.last}"
     if error := totals.last_error:

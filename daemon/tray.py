@@ -7,7 +7,7 @@ on one mount: a rename between two mounts would not be a rename.
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from daemon import fs
@@ -23,10 +23,18 @@ class TrayError(Exception):
     """The tray cannot be used; the message says why and what to do."""
 
 
-def create(root: Path) -> None:
-    """Make the tray and its marker where there is none. Raises TrayError where that could do harm."""
+def create(root: Path, *, was_used: Callable[[], bool] = lambda: False) -> None:
+    """Make the tray and its marker where there is none. Raises TrayError where that could do harm.
+
+    `was_used` tells whether this tray was served before: then its disk is missing, and a new tray would hide that.
+    """
     if (root / MARKER).exists():
         return
+    if not root.is_file() and was_used():
+        raise TrayError(
+            f"tray {str(root)!r} was used before, and its {MARKER} is gone: is its disk mounted? "
+            f"For a new tray in that place: mkdir -p {root}; touch {root / MARKER}"
+        )
     if root.exists() and not root.is_dir():
         raise TrayError(f"tray.root {str(root)!r} is a file: name a folder")
     if root.exists() and (names := sorted(set(os.listdir(root)) - ANY_DISK_HAS)):

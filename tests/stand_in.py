@@ -9,12 +9,13 @@ import queue
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pictures
-from daemon import fs, inspection, logs
+from daemon import fs, inspection, journal, logs
 from daemon.events import Line
 from daemon.inspection import Limits, Outcome
 from daemon.service import Service
@@ -131,6 +132,19 @@ def die_at(step: int) -> None:
     wrap(fs, "sync_file_system")
 
 
+def serve(root: Path, broken: str) -> None:
+    """Run until SIGTERM; `broken` leaves out a step that a power cut must show to be needed."""
+    if broken == "no-sync":
+        fs.sync_file_system = lambda _fd: None
+    if broken == "no-fsync":
+        journal.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda _fd: None})
+    logs.configure(quiet=True)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    service = make_service(settings_for(root), once=False)
+    signal.signal(signal.SIGTERM, lambda *_: service.stop())
+    service.run()
+
+
 def main() -> None:
     """Serve lines of stdin, `ROOT KILL_AT`, each in a fork of its own whose wait status is printed."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
@@ -158,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 1 else main()

@@ -1,6 +1,7 @@
 """What several modules promise together: settings, imports, names, and no skew between training and serving."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import tomllib
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import daemon
+import trainer
 from trainer.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +47,12 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
     done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_installed_wheel_is_what_is_tested():
+    by_choice = str(ROOT) in os.environ.get("PYTHONPATH", "").split(os.pathsep)  # a developer's short way
+    for package in (daemon, trainer):
+        assert by_choice or not Path(package.__file__).is_relative_to(ROOT / package.__name__)
 
 
 def test_no_other_distribution_owns_our_packages():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon import fs
-from tests.daemon_parts import NOBODY, as_user, needs_root
+from daemon_parts import NOBODY, as_user, needs_root
 
 
 @pytest.fixture(autouse=True)

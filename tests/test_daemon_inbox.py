@@ -10,7 +10,7 @@ from daemon import fs
 from daemon.inbox import EMPTY_SECONDS, Inbox
 from daemon.intake import Intake
 from daemon.watcher import Scanner
-from tests.daemon_parts import NOBODY, as_user, house, needs_root
+from daemon_parts import NOBODY, as_user, house, needs_root
 
 RETRY = 30.0
 

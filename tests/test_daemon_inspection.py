@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
+import pictures
 from daemon.inspection import FileError, Limits, fingerprint, inspect
-from tests import pictures
-from tests.daemon_parts import LIMITS, NOBODY, as_user, needs_root
+from daemon_parts import LIMITS, NOBODY, as_user, needs_root
 
 
 def inspected(path, limits=LIMITS, size=8):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon import fs, owner
-from tests.daemon_parts import NOBODY, as_user, needs_root
+from daemon_parts import NOBODY, as_user, needs_root
 
 HOLD = """
 import os, sys

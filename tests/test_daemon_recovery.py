@@ -16,8 +16,8 @@ from daemon.delivery import Delivery, decision
 from daemon.events import Line
 from daemon.inspection import Outcome, Report
 from daemon.workload import LOOK_AGAIN
-from tests.daemon_parts import NOBODY, Decider, as_user, classify, house, needs_root
-from tests.pictures import encoded
+from daemon_parts import NOBODY, Decider, as_user, classify, house, needs_root
+from pictures import encoded
 
 BROKEN = b"no picture at all"
 

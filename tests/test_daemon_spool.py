@@ -15,7 +15,7 @@ from daemon.batch import Batch, Claimed, Move, new_name, split_folder
 from daemon.intake import Sighting
 from daemon.spool import Spool
 from daemon.watcher import Scanner
-from tests.daemon_parts import NOBODY, House, as_user, files_in, house, needs_root
+from daemon_parts import NOBODY, House, as_user, files_in, house, needs_root
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import sys
 import orjson
 import pytest
 
+import bundles
 from daemon import status
 from daemon.events import Line
 from daemon.journal import Journal
 from daemon.status import as_json, describe, gather
-from tests import bundles
-from tests.daemon_parts import files_in, house, lay
+from daemon_parts import files_in, house, lay
 from trainer import bundle
 from trainer.settings import load
 

@@ -9,7 +9,7 @@ import pytest
 
 from daemon import tray
 from daemon.tray import TrayError
-from tests.daemon_parts import NOBODY, as_user, needs_root
+from daemon_parts import NOBODY, as_user, needs_root
 
 
 @pytest.fixture
@@ -152,3 +152,19 @@ def test_a_folder_on_another_mount_is_refused(root, tmp_path):
     if ran.returncode == 77:
         pytest.skip("mounts are not allowed here")
     assert "happy is on another mount" in ran.stdout, ran.stderr
+
+
+def test_a_tray_that_was_served_before_is_not_made_anew(tmp_path):
+    from daemon.journal import was_served
+    from stand_in import make_service, settings_for
+
+    settings = settings_for(tmp_path)
+    tray.create(settings.tray.root)
+    make_service(settings).run()
+    settings.tray.root.rename(tmp_path / "unmounted")
+    settings.tray.root.mkdir()
+    assert was_served(settings.journal.root, settings.tray.root)
+    assert not was_served(settings.journal.root, tmp_path / "another")
+    with pytest.raises(TrayError, match="is its disk mounted"):
+        tray.create(settings.tray.root, was_used=lambda: was_served(settings.journal.root, settings.tray.root))
+    assert not list(settings.tray.root.iterdir())

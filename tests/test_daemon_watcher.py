@@ -11,7 +11,7 @@ import pytest
 
 from daemon import fs
 from daemon.watcher import MAX_DEPTH, MAX_PATH, Scanner, Watcher, _file_system, needs_polling
-from tests.daemon_parts import NOBODY, as_user, lay, needs_root, wait_for
+from daemon_parts import NOBODY, as_user, lay, needs_root, wait_for
 
 
 @pytest.fixture
