@@ -6,6 +6,7 @@ safe, wherever it was interrupted.
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from daemon import fs, owner
 from daemon.batch import Batch, Claimed, new_name, split_folder
 from daemon.delivery import carry_out
-from daemon.journal import Journal, lines_of
+from daemon.journal import Journal, lines_of, segments
 from daemon.owner import Owner
 from daemon.spool import Spool
 
@@ -45,7 +46,7 @@ def recover_others(work: int, own: Owner, spool: Spool, journal: Journal, segmen
     try:
         for name in owner.others(work, own.name):
             if (dead := owner.take(work, name)) is not None:
-                _recover_other(work, dead, spool, journal, segment_bytes, found)
+                _recover_other(work, _at_home(dead, own), spool, journal, segment_bytes, found)
     except OSError:
         if not found.adopted:
             raise
@@ -82,6 +83,12 @@ def _recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal, 
             batch = spool.adopt(dead.folder, folder, [file], new_name(own_journal.segment), attempt, {})
             found.adopted.append(batch)
         fs.remove_empty(dead.folder, folder)
+
+
+def _at_home(dead: Owner, own: Owner) -> Owner:
+    """Where the whole installation was moved, the dead owner's journal moved along with our own."""
+    is_here = not dead.journal.is_dir() and segments(own.journal, dead.name)
+    return dataclasses.replace(dead, journal=own.journal) if is_here else dead
 
 
 def _journal_of(dead: Owner, segment_bytes: int) -> Journal:

@@ -291,3 +291,18 @@ def test_a_really_full_disk_loses_nothing(tmp_path, monkeypatch, place):
         check(tmp_path, before)
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_tray_and_its_log_that_were_moved_after_a_crash_are_recovered(tmp_path):
+    from test_crash import Daemons
+
+    old = tmp_path / "old"
+    old.mkdir()
+    before = drop(old)
+    daemons = Daemons()
+    assert daemons.run(old, 75), "the kill comes after a line and before its move"
+    daemons.close()
+    assert any(p.is_file() and p.name != "lock" for p in (old / "tray/.work").rglob("*"))
+    old.rename(tmp_path / "new")
+    make_service(settings_for(tmp_path / "new")).run()
+    check(tmp_path / "new", before)
