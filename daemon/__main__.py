@@ -12,12 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from daemon.logs import printable
 from trainer import settings as settings_file
-from trainer.settings import Loaded, SettingsError
+from trainer.settings import Loaded, Settings, SettingsError
 
 BAD_INPUT, FAILED = 2, 1
 
@@ -26,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     args = _parser().parse_args(argv)
     try:
-        options = {"tray": {"root": str(args.tray)}} if args.tray else None
-        loaded = settings_file.load(args.settings, args.set, options)
+        loaded = settings_file.load(args.settings, args.set, _options(args.tray))
         return int(args.command(args, loaded))
     except SettingsError as error:
         return _fail(error, BAD_INPUT)
@@ -38,9 +38,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _version() -> str:
+    try:
+        return metadata.version("moodbox")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _options(tray: Path | None) -> dict[str, Any] | None:
+    """Give another tray a log of its own: what is counted and undone must be of one tray."""
+    if tray is None:
+        return None
+    return {"tray": {"root": str(tray)}, "journal": {"root": f"{tray}-log"}}
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--settings", type=Path, metavar="FILE", help="settings file (default: ./settings.toml)")
+    common.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="settings file (default: $MOODBOX_SETTINGS, ./settings.toml, /etc/moodbox/settings.toml)",
+    )
     common.add_argument(
         "--set",
         action="append",
@@ -48,14 +67,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TABLE.KEY=VALUE",
         help="override one setting, as in --set tray.settle_seconds=2",
     )
-    common.add_argument("--tray", type=Path, metavar="DIR", help="the tray: short for --set tray.root=DIR")
+    common.add_argument("--tray", type=Path, metavar="DIR", help="another tray, with its log in DIR-log")
     parser = argparse.ArgumentParser(prog="moodbox", description="Sorts the photos that are dropped into a folder.")
+    parser.add_argument("--version", action="version", version=f"moodbox {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, text in (
         ("run", _run, "watch the inbox and sort what arrives, until stopped"),
         ("once", _once, "sort what is in the inbox, then exit"),
         ("status", _status, "say what serves, what waits and what went wrong"),
         ("accounts", _accounts, "find every file that the journal ever saw"),
+        ("doctor", _doctor, "check everything that Moodbox needs, and say what to do"),
         ("undo", _undo, "take delivered files back to undone/; lists them, and moves them with --yes"),
     ):
         command = commands.add_parser(name, parents=[common], help=text, description=text)
@@ -82,7 +103,16 @@ def _undo_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--yes", action="store_true", help="do it")
 
 
-_OPTIONS = {"status": _status_options, "accounts": _accounts_options, "undo": _undo_options}
+def _doctor_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--no-canary", action="store_true", help="do not send a picture through a scratch tray")
+
+
+_OPTIONS = {
+    "status": _status_options,
+    "accounts": _accounts_options,
+    "undo": _undo_options,
+    "doctor": _doctor_options,
+}
 
 
 def _run(_args: argparse.Namespace, loaded: Loaded) -> int:
@@ -129,6 +159,17 @@ def _undo(args: argparse.Namespace, loaded: Loaded) -> int:
         return _fail(error, BAD_INPUT)
     asked = selection.Selection(args.batch, since, args.model, tuple(args.files), Path.cwd())
     return undo.run(loaded.settings, asked, resort=args.resort, yes=args.yes)
+
+
+def _doctor(args: argparse.Namespace, loaded: Loaded) -> int:
+    from daemon import doctor
+
+    def fly(settings: Settings) -> str:
+        from daemon import canary
+
+        return canary.fly(settings)
+
+    return doctor.run(loaded, None if args.no_canary else fly)
 
 
 def _fail(error: object, status: int) -> int:

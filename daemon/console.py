@@ -75,7 +75,7 @@ class Tally:
         self._told_at = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         terminal = Terminal(stderr=True)
-        self._bar = Progress(*columns, console=terminal, disable=not terminal.is_terminal)
+        self._bar = Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True)
         self._task = self._bar.add_task("loading the model", total=None)
 
     def __enter__(self) -> Self:
@@ -86,7 +86,9 @@ class Tally:
         self._bar.stop()
 
     def starting(self) -> None:
-        """Nothing: the bar says it."""
+        """Say where the photos are expected, and which settings hold."""
+        log.info("starting", settings=str(self._loaded.file or "defaults: no settings.toml found"))
+        print(f"inbox    {printable(self._loaded.settings.tray.root / INBOX)}", flush=True)
 
     def ready(self, _serving: str, waiting: int) -> None:
         """Begin to count."""
@@ -99,7 +101,7 @@ class Tally:
             self._rejected.append(line)
         done = self._counts.total()
         self._bar.update(self._task, completed=done, total=done + waiting)
-        if self._bar.disable and time.monotonic() - self._told_at >= PLAIN_EVERY:
+        if self._bar.disable and waiting and time.monotonic() - self._told_at >= PLAIN_EVERY:
             self._told_at = time.monotonic()
             print(f"{done:,} done, {waiting:,} waiting", file=sys.stderr, flush=True)
 
@@ -110,6 +112,8 @@ class Tally:
         print(f"{self._counts.total():,} done{': ' + parts if parts else ''}")
         for line in self._rejected:
             print(_describe(line))
+        if (more := self._counts["rejected"] - len(self._rejected)) > 0:
+            print(f"… and {more:,} more in rejected/: see {printable(self._loaded.settings.journal.root)}")
         for file in sorted(blocked)[:NAMED]:
             print(f"waits: {printable(file)}: {blocked[file]}", file=sys.stderr)
         return 1 if blocked else 0
@@ -120,4 +124,4 @@ def _describe(line: Line) -> str:
     name, place = printable(line.file), printable(line.destination)
     if line.event == "rejected":
         return f"{name} → {place}: {printable(line.error)}"
-    return f"{name} → {place} ({line.score:.0%})"
+    return f"{name} → {place} ({printable(line.label)} {line.score:.1%})"

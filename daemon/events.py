@@ -99,11 +99,12 @@ class Totals:
     events: Counter[str] = field(default_factory=Counter)
     last: str | None = None
     last_error: dict[str, str] | None = None
+    model: int | None = None  # the bundle that was started last
 
     def plus(self, lines: Iterable[Line]) -> "Totals":
         """Return the totals with these lines counted in."""
         by_label, rejected, events = Counter(self.sorted), Counter(self.rejected), Counter(self.events)
-        last, last_error = self.last, self.last_error
+        last, last_error, model = self.last, self.last_error, self.model
         for line in lines:
             events[line.event] += 1
             if line.event == "sorted":
@@ -112,20 +113,22 @@ class Totals:
                 rejected[line.error_code or ""] += 1
             if line.event in DECISIONS:
                 last = line.ts
+            elif line.event == "started":
+                model = line.model
             if line.error:
                 last_error = {"ts": line.ts, "file": line.file or "", "error": line.error}
-        return Totals(by_label, rejected, events, last, last_error)
+        return Totals(by_label, rejected, events, last, last_error, model)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a `totals` line carries."""
         counts = {"sorted": dict(self.sorted), "rejected": dict(self.rejected), "events": dict(self.events)}
-        return {**counts, "last": self.last, "last_error": _utf8(self.last_error)}
+        return {**counts, "last": self.last, "last_error": _utf8(self.last_error), "model": self.model}
 
     @classmethod
     def from_dict(cls, totals: dict[str, Any]) -> Self:
         """Return what `as_dict` was given."""
         by_label, rejected, events = (Counter[str](totals[name]) for name in ("sorted", "rejected", "events"))
-        return cls(by_label, rejected, events, totals["last"], totals["last_error"])
+        return cls(by_label, rejected, events, totals["last"], totals["last_error"], totals.get("model"))
 
     def __add__(self, other: "Totals") -> "Totals":
         newest = max(self, other, key=lambda t: (t.last_error or {}).get("ts", ""))
@@ -136,6 +139,7 @@ class Totals:
             self.events + other.events,
             last,
             newest.last_error,
+            self.model if other.model is None else other.model,
         )
 
 

@@ -112,7 +112,8 @@ class Service:
         try:
             session = self._session = self._open(pipe)
             systemd.notify(READY=1, STATUS=self._status())
-            self.audience.ready(self.serving.describe(), session.inbox.waiting)
+            if self._stopping_since is None:
+                self.audience.ready(self.serving.describe(), session.inbox.waiting)
             while not self._is_done(time.monotonic()):
                 delay = self.one_iteration(time.monotonic(), pipe)
                 self._sleep(min(delay, HEARTBEAT))

@@ -5,6 +5,7 @@ after one.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from daemon.events import Totals
 from daemon.journal import is_locked, owners, segments, tail_totals
 from daemon.logs import printable
-from daemon.tray import INBOX
+from daemon.tray import INBOX, MARKER
+from daemon.watcher import ignored_names
 from trainer import bundle
 from trainer.bundle import BundleError
 from trainer.settings import Settings
@@ -30,6 +32,7 @@ class Status:
     model: int | None
     model_text: str
     waiting: int
+    ignored: int
     totals: dict[str, Any]
 
 
@@ -39,10 +42,12 @@ def gather(settings: Settings) -> Status:
     names = owners(root)
     totals = sum((tail_totals(root, name) for name in names), Totals())
     running = [name for name in names if is_locked(segments(root, name)[-1][1])]
-    model, text = _model(settings)
+    serving = sum((tail_totals(root, name) for name in running), Totals()).model
+    model, text = _model(settings, serving)
     tray = settings.tray.root
-    is_tray = (tray / INBOX).is_dir()
-    return Status(str(tray), is_tray, running, model, text, _count(os.fspath(tray / INBOX)), totals.as_dict())
+    waiting, ignored = _count(os.fspath(tray / INBOX), ignored_names(settings.tray.ignore))
+    is_tray = (tray / MARKER).exists()
+    return Status(str(tray), is_tray, running, model, text, waiting, ignored, totals.as_dict())
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -55,8 +60,9 @@ def describe(status: Status) -> Iterator[str]:
     totals = Totals.from_dict(status.totals)
     yield f"daemon    {printable(', '.join(status.running)) + ' running' if status.running else 'not running'}"
     yield f"model     {status.model_text}"
-    yield f"tray      {printable(status.tray)}{'' if status.is_tray else ' (none there yet: `moodbox run` makes it)'}"
-    yield f"waiting   {status.waiting:,}{' or more' if status.waiting >= COUNT_LIMIT else ''} in the inbox"
+    yield f"tray      {printable(status.tray)}{'' if status.is_tray else ' (no tray yet: `moodbox run` makes it)'}"
+    ignored = f"; {status.ignored:,} ignored (tray.ignore)" if status.ignored else ""
+    yield f"waiting   {status.waiting:,}{' or more' if status.waiting >= COUNT_LIMIT else ''} in the inbox{ignored}"
     by_label = ", ".join(f"{printable(label)} {n:,}" for label, n in sorted(totals.sorted.items()))
     yield f"sorted    {sum(totals.sorted.values()):,}{f' ({by_label})' if by_label else ''}"
     if totals.events["review"]:
@@ -69,32 +75,37 @@ def describe(status: Status) -> Iterator[str]:
         yield f"last      {totals.last}"
     if error := totals.last_error:
         file = f"{printable(error['file'])}: " if error["file"] else ""
-        yield f"error     {error['ts']} {file}{printable(error['error'])}"
+        yield f"problem   {error['ts']} {file}{printable(error['error'])}"
 
 
-def _model(settings: Settings) -> tuple[int | None, str]:
+def _model(settings: Settings, serving: int | None) -> tuple[int | None, str]:
+    """Describe the bundle that serves; where no daemon runs, the one that will."""
     models = settings.models.root
     try:
-        number = bundle.champion(models)
+        champion = bundle.champion(models)
+        number = serving or champion
         if number is None:
             return None, "none yet: the one that ships is installed by the first `moodbox run`"
         manifest = bundle.read_manifest(models, number)
     except BundleError as error:
         return None, f"cannot be used: {error}"
-    return number, f"{number} ({manifest.architecture}; {', '.join(manifest.class_names)})"
+    later = f"; model {champion} from the next start on" if champion not in (None, number) else ""
+    return number, f"{number} ({manifest.architecture}; {', '.join(manifest.class_names)}){later}"
 
 
-def _count(inbox: str) -> int:
-    """Count the files that wait, up to a limit; what cannot be read is not counted."""
-    count, folders = 0, [inbox]
+def _count(inbox: str, ignored: re.Pattern[str]) -> tuple[int, int]:
+    """Count the files that wait, up to a limit, and what is ignored; what cannot be read is not counted."""
+    count, skipped, folders = 0, 0, [inbox]
     while folders and count < COUNT_LIMIT:
         try:
             with os.scandir(folders.pop()) as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
+                    if ignored.match(entry.name.casefold()):
+                        skipped += 1
+                    elif entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     else:
                         count += 1
         except OSError:
             continue
-    return min(count, COUNT_LIMIT)
+    return min(count, COUNT_LIMIT), skipped

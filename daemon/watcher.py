@@ -60,9 +60,14 @@ class _Waker(FileSystemEventHandler):
 
 def needs_polling(path: str) -> bool:
     """Tell whether `path` is on a network file system, where inotify does not see what other hosts do."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        kind = _file_system(os.fsencode(os.path.realpath(path)), file.read())
+    kind = file_system(path)
     return kind in NETWORK or kind.startswith("fuse.")
+
+
+def file_system(path: str) -> str:
+    """Return the type of the file system that `path` is on, as in "ext4"; empty where the kernel does not say."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return _file_system(os.fsencode(os.path.realpath(path)), file.read())
 
 
 def _file_system(path: bytes, mountinfo: bytes) -> str:
@@ -81,11 +86,16 @@ def _unescape(text: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda m: bytes((int(m[1], 8),)), text)
 
 
+def ignored_names(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Return what matches the casefolded names that are never taken."""
+    return re.compile("|".join(fnmatch.translate(p.casefold()) for p in patterns) or r"(?!)")
+
+
 class Scanner:
     """Lists the inbox, a bounded piece at a time."""
 
     def __init__(self, ignore: Sequence[str]) -> None:
-        self._ignored = re.compile("|".join(fnmatch.translate(p.casefold()) for p in ignore) or r"(?!)")
+        self._ignored = ignored_names(ignore)
         self._pass: Generator[Sighting, None, None] | None = None
         self._is_known: Callable[[str], bool] = lambda _: False
         self.blocked: dict[str, str] = {}  # folders of the last pass that could not be read, and why

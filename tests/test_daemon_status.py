@@ -36,7 +36,7 @@ def write(root, owner, *lines):
 def test_before_the_first_start_it_says_what_will_come(settings):
     text = shown(settings)
     assert "not running" in text
-    assert "none there yet" in text
+    assert "no tray yet" in text
     assert "none yet: the one that ships" in text
     assert "sorted    0" in text
     assert not settings.tray.root.exists(), "status makes nothing"
@@ -56,15 +56,25 @@ def test_everything_that_a_person_asks_for_is_there(settings, tmp_path):
         found = as_json(gather(settings))
     assert "daemon    d running" in text
     assert "model     1 (tiny; happy, sad)" in text
-    assert "waiting   3 in the inbox" in text
+    assert "waiting   2 in the inbox; 1 ignored (tray.ignore)" in text
     assert "sorted    3 (happy 2, sad 1)" in text
     assert "review    1" in text
     assert "rejected  1 (empty 1)" in text
     assert r"x\xff.jpg: the file is\x1b[2J empty" in text
     assert found["running"] == ["d"]
-    assert found["waiting"] == 3
+    assert (found["waiting"], found["ignored"]) == (2, 1)
     assert found["totals"]["sorted"] == {"happy": 2, "sad": 1}
     assert "not running" in shown(settings), "the lock is gone"
+
+
+def test_the_model_that_serves_is_named_and_the_one_that_will(settings, tmp_path):
+    for number in (1, 2):
+        bundles.publish(settings.models.root, tmp_path / str(number))
+    bundle.promote(settings.models.root, 2)
+    assert "model     2 (tiny; happy, sad)" in shown(settings)
+    with house(tmp_path) as home:
+        home.journal.append([Line(event="started", model=1)])
+        assert "model     1 (tiny; happy, sad); model 2 from the next start on" in shown(settings)
 
 
 def test_the_counts_of_all_owners_are_added_up(settings):

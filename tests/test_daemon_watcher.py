@@ -87,7 +87,7 @@ def test_deleting_the_inbox_is_noticed(inbox, woken):
     shutil.rmtree(inbox)
     wait_for(lambda: not watcher.is_alive())
     inbox.mkdir()
-    assert not watcher.is_alive(), "it watches a folder that is gone"
+    wait_for(lambda: not watcher.is_alive())  # the new folder may have the old one's inode: its emitter ends soon
 
 
 def test_another_folder_under_the_inboxs_name_is_noticed(inbox, woken):

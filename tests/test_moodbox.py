@@ -41,7 +41,7 @@ def clean() -> dict[str, str]:
 
 
 def journal(root: Path) -> list[dict]:
-    return [orjson.loads(raw) for path in (root / "log").glob("*.jsonl") for raw in path.read_bytes().splitlines()]
+    return [orjson.loads(raw) for path in root.glob("*log/*.jsonl") for raw in path.read_bytes().splitlines()]
 
 
 def drop_all(inbox: Path) -> int:
@@ -123,7 +123,11 @@ def test_run_sorts_what_arrives_and_stops_on_sigterm(tmp_path):
     [
         (("once", "--set", "tray.rot=x"), {}, "tray.rot: no such setting; did you mean root?"),
         (("status", "--set", "daemon.batch_size=many"), {}, "daemon.batch_size"),
-        (("status",), {"MOODBOX_TRAY__ROOTS": "x"}, "tray.roots"),
+        (
+            ("status",),
+            {"MOODBOX_TRAY__ROOTS": "x"},
+            "MOODBOX_TRAY__ROOTS: no such setting; did you mean MOODBOX_TRAY__ROOT?",
+        ),
         (("status",), {"MOODBOX_TRAI__ROOT": "x"}, "MOODBOX_TRAI__ROOT"),
         (("run", "--settings", "missing.toml"), {}, "missing.toml"),
         (("run", "--tray", "file"), {}, "is a file"),

@@ -13,7 +13,7 @@ import drawings
 from trainer import dataset, durable, images, prepared
 from trainer.dataset import DatasetError, Fractions
 from trainer.photos import Rules
-from trainer.settings import IGNORE
+from trainer.tables import IGNORE
 
 FRACTIONS = Fractions(0.25, 0.25)
 RULES = Rules(IGNORE, 1_000_000)

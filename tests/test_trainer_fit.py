@@ -87,7 +87,7 @@ def test_fit_prints_what_was_measured_and_where_it_is(default):
 def test_fit_shows_progress_as_plain_lines_and_nothing_else(default, tutorial):
     for stderr in (default.done.stderr, tutorial.first.stderr):
         for line in stderr.splitlines():
-            assert line.startswith(("photos ", "batches of ", "epoch ")), line
+            assert line.startswith(("photos ", "batches of ", "epoch ", "stopped after epoch ")), line
     assert "epoch 1/100  loss " in default.done.stderr
 
 
@@ -247,7 +247,7 @@ def test_ctrl_c_is_one_line_and_publishes_nothing(tutorial):
 
 def test_training_never_looks_at_the_test_photos(tutorial, tmp_path):
     from trainer import fit
-    from trainer.settings import Trainer
+    from trainer.tables import Trainer
 
     run = min(tutorial.place.glob("runs/2*"))
     for split in ("train", "validation"):

@@ -43,6 +43,7 @@ class EpochProgress(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ha
         self._epochs = epochs
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._losses: list[float] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the bar."""
@@ -54,6 +55,7 @@ class EpochProgress(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ha
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Say how well it goes."""
+        self._losses += [float((logs or {}).get("val_cross_entropy", 0.0))]
         text = f"epoch {epoch + 1}/{self._epochs}  {_figures(logs or {})}"
         if self._bar is None:
             progress.line(text)
@@ -62,10 +64,13 @@ class EpochProgress(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ha
             self._bar.advance(self._task)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Close the bar."""
+        """Close the bar, and say which epoch is kept where training ended early."""
         del logs
         if self._bar is not None:
             self._bar.stop()
+        if len(self._losses) < self._epochs and self._losses:
+            best = self._losses.index(min(self._losses)) + 1
+            progress.line(f"stopped after epoch {len(self._losses)}: the best was epoch {best}, which is kept")
 
 
 def _figures(logs: dict[str, Any]) -> str:

@@ -164,6 +164,7 @@ def rollback(settings: Settings, number: int | None) -> None:
         bundle.load(root, target)
     bundle.promote(root, target)
     write(f"champion: bundle {target}" + (f" (was {was})" if was not in (None, target) else ""))
+    write("a daemon that runs takes it at its next start")
 
 
 def known(root: Path, number: int | None) -> int | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainer import callbacks, input_pipeline, model
 from trainer.dataset import SPLITS
 from trainer.progress import track
-from trainer.settings import Trainer
+from trainer.tables import Trainer
 
 
 @dataclass(frozen=True)

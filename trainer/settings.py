@@ -7,14 +7,13 @@ in a flag, is an error for both commands; nothing falls back silently.
 import difflib
 import json
 import os
-import socket
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,105 +25,17 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
+from trainer.tables import Daemon, Dataset, Journal, Models, Trainer, Tray
+
 Nested = dict[str, Any]
 
 ENV_PREFIX = "MOODBOX_"
 ENV_FILE = "MOODBOX_SETTINGS"
-MAX_OWNER = 64
 SYSTEM_FILE = Path("/etc/moodbox/settings.toml")
-
-IGNORE = (
-    ".*", "*.part", "*.filepart", "*.partial", "*.tmp", "*.temp", "*.crdownload", "*.download", "*.opdownload",
-    "~$*", "*~", "Thumbs.db", "ehthumbs.db", "desktop.ini", "@eaDir", "#recycle", "$RECYCLE.BIN",
-    "System Volume Information", "__MACOSX", "lost+found",
-)  # fmt: skip
 
 
 class SettingsError(Exception):
     """A setting that cannot be used; the message names it and says what to do."""
-
-
-def _plain_name(value: str) -> str:
-    if value and (value.startswith(".") or not all(c.isalnum() or c in "._-" for c in value) or len(value) > MAX_OWNER):
-        raise ValueError(f"use at most {MAX_OWNER} letters, digits, '.', '_' and '-', and no leading dot")
-    return value
-
-
-class Table(BaseModel):
-    """A table of settings.toml: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
-
-
-class Tray(Table):
-    """Where photos come and go."""
-
-    root: Path = Path("tray")
-    settle_seconds: float = Field(0.5, ge=0.0, le=3600)
-    ignore: tuple[str, ...] = IGNORE
-    max_file_bytes: int = Field(200_000_000, ge=1)
-    max_pixels: int = Field(100_000_000, ge=1)
-    poll: Literal["auto", "always", "never"] = "auto"
-
-
-class Journal(Table):
-    """The JSON log of decisions."""
-
-    root: Path = Path("log")
-    segment_bytes: int = Field(64 * 1024 * 1024, ge=4096)
-
-
-class Daemon(Table):
-    """How the daemon works."""
-
-    name: Annotated[str, AfterValidator(_plain_name)] = ""
-    batch_size: int = Field(32, ge=1, le=1024)
-    batch_wait_seconds: float = Field(0.05, ge=0.0, le=3600)
-    rescan_seconds: float = Field(30.0, ge=0.1, le=86_400)
-    max_attempts: int = Field(3, ge=1, le=100)
-    decode_seconds: float = Field(60.0, gt=0.0)
-    review_below: float = Field(0.0, ge=0.0, le=1.0)
-    threads: int = Field(0, ge=0, le=256)
-
-    @property
-    def owner(self) -> str:
-        """The name that this daemon asks for: `name`, else the host's."""
-        return (
-            self.name
-            or "".join(c if c.isalnum() or c in "_-" else "-" for c in socket.gethostname())[:MAX_OWNER]
-            or "host"
-        )
-
-    @property
-    def cores(self) -> int:
-        """How many threads decode and predict: `threads`, else one for each core that this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
-
-
-class Models(Table):
-    """Where bundles are published."""
-
-    root: Path = Path("models")
-
-
-class Dataset(Table):
-    """Where approved examples are: one folder per class."""
-
-    root: Path = Path("training")
-
-
-class Trainer(Table):
-    """How models are made. A zero stands for the architecture's own value."""
-
-    runs: Path = Path("runs")
-    architecture: str = "efficientnet_lite0"
-    image_size: int = Field(0, ge=0, le=2048)
-    batch_size: int = Field(32, ge=1, le=4096)
-    epochs: int = Field(0, ge=0, le=100_000)
-    learning_rate: float = Field(0.0, ge=0.0)
-    seed: int = Field(0, ge=0, lt=2**31)
-    validation_fraction: float = Field(0.15, gt=0.0, lt=0.5)
-    test_fraction: float = Field(0.15, gt=0.0, lt=0.5)
 
 
 class Settings(BaseSettings):
@@ -168,6 +79,8 @@ def find_file(named: Path | None) -> Path | None:
     """
     asked = named or (Path(os.environ[ENV_FILE]) if os.environ.get(ENV_FILE) else None)
     if asked is not None:
+        if asked.is_dir():
+            raise SettingsError(f"settings file {str(asked)!r} is a folder: name the file in it")
         if not asked.is_file():
             raise SettingsError(f"settings file {str(asked)!r} does not exist: check --settings and {ENV_FILE}")
         return asked
@@ -207,6 +120,10 @@ def _defaults() -> Nested:
     return {name: {k: v for k, v in table if isinstance(v, Path)} for name, table in tables.items()}
 
 
+def _keys() -> dict[str, list[str]]:
+    return {name: list(type(field.default).model_fields) for name, field in Settings.model_fields.items()}
+
+
 def _tables(nested: Mapping[str, Any]) -> Nested:
     for name, table in nested.items():
         if name in Settings.model_fields and not isinstance(table, Mapping):
@@ -215,10 +132,10 @@ def _tables(nested: Mapping[str, Any]) -> Nested:
 
 
 def _environment() -> Nested:
-    known = {f"{ENV_PREFIX}{table}__".upper() for table in Settings.model_fields}
+    known = {f"{ENV_PREFIX}{table}__{key}".upper() for table, keys in _keys().items() for key in keys}
     for name in os.environ:
         upper = name.upper()
-        if upper.startswith(ENV_PREFIX) and upper != ENV_FILE and not any(upper.startswith(k) for k in known):
+        if upper.startswith(ENV_PREFIX) and upper not in (known | {ENV_FILE}):
             raise SettingsError(f"environment variable {name}: no such setting{_hint(upper, known)}")
     try:
         return _tables(EnvSettingsSource(Settings)())
@@ -264,11 +181,12 @@ def _describe(error: ValidationError, file: Path | None) -> str:
         known = type(field.default).model_fields if field else Settings.model_fields
         text = f"{where}: no such setting{_hint(path[-1], known)}"
     else:
-        text = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        said = first["msg"].removeprefix("Value error, ").replace("a valid tuple", 'a list, as in ["a", "b"]')
+        text = f"{where}: {said[:1].lower()}{said[1:]}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{text}{more}; looked at {file or 'no settings file'}, {ENV_PREFIX}… and the flags"
+    return f"{text}{more}; settings come from {file or 'no file'}, {ENV_PREFIX}… variables and flags"
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
