@@ -8,6 +8,7 @@ defect of Moodbox gives a traceback. Only `run`, `once` and `doctor` load Tensor
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -25,6 +26,9 @@ BAD_INPUT, FAILED = 2, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     args = _parser().parse_args(argv)
     try:
         loaded = settings_file.load(args.settings, args.set, _options(args.tray))
@@ -36,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
 
 
 def _version() -> str:
@@ -180,6 +186,9 @@ def _fail(error: object, status: int) -> int:
 def command() -> NoReturn:
     """Run one command and end the process at once: all is on disk, and TensorFlow's teardown would take a second."""
     try:
+        for name in ("stdout", "stderr"):  # started with one of them closed
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         status = main()
     except SystemExit as error:  # argparse has said what was wrong
         status = error.code if isinstance(error.code, int) else BAD_INPUT

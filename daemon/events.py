@@ -127,8 +127,8 @@ class Totals:
     @classmethod
     def from_dict(cls, totals: dict[str, Any]) -> Self:
         """Return what `as_dict` was given."""
-        by_label, rejected, events = (Counter[str](totals[name]) for name in ("sorted", "rejected", "events"))
-        return cls(by_label, rejected, events, totals["last"], totals["last_error"], totals.get("model"))
+        by_label, rejected, events = (Counter[str](totals.get(name, {})) for name in ("sorted", "rejected", "events"))
+        return cls(by_label, rejected, events, totals.get("last"), totals.get("last_error"), totals.get("model"))
 
     def __add__(self, other: "Totals") -> "Totals":
         newest = max(self, other, key=lambda t: (t.last_error or {}).get("ts", ""))

@@ -64,12 +64,16 @@ def _check_inotify(settings: Settings, kind: str) -> Iterator[Finding]:
     text = f"{kind}, by inotify: folders in the inbox: {folders:,}, fs.inotify.max_user_watches is {most:,}"
     cure = "raise it (sysctl), or the inbox is polled"
     yield graded("watching", text, cure, failing=False, warning=folders > most // 2)
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.inotify_init1(os.O_CLOEXEC)
+    free = _has_instance()
+    text = f"fs.inotify.max_user_instances is {instances:,}{'' if free else ', and all are taken'}"
+    yield graded("watching", text, cure, failing=False, warning=not free)
+
+
+def _has_instance() -> bool:
+    fd: int = ctypes.CDLL(None).inotify_init1(os.O_CLOEXEC)
     if fd >= 0:
         os.close(fd)
-    text = f"fs.inotify.max_user_instances is {instances:,}{'' if fd >= 0 else ', and all are taken'}"
-    yield graded("watching", text, cure, failing=False, warning=fd < 0)
+    return fd >= 0
 
 
 def _check_rename(settings: Settings, root: Path, kind: str) -> Finding:

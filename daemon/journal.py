@@ -134,7 +134,7 @@ class Journal:
         return self._root / f"{self._owner}-{self.segment}.jsonl"
 
     def _writable(self) -> "_Segment":
-        if self._file is None or self._file.size >= self._limit or not self._file.is_linked():
+        if self._file is None or self._file.size >= self._limit or not self._file.is_intact(self._path):
             self.close()
             if self._path.exists() and self._path.stat().st_size > 0:
                 self.segment += 1
@@ -171,9 +171,13 @@ class _Segment:
             raise
         self.size += len(data)
 
-    def is_linked(self) -> bool:
-        """Tell whether the file still has a name: what is written to a deleted one is lost with the process."""
-        return os.fstat(self._fd).st_nlink > 0
+    def is_intact(self, path: Path) -> bool:
+        """Tell whether the file still has its name and its size: nobody moved it away, or wrote into it."""
+        ours = os.fstat(self._fd)
+        try:
+            return os.path.samestat(ours, os.stat(path, follow_symlinks=False)) and ours.st_size == self.size
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         os.close(self._fd)

@@ -79,7 +79,9 @@ class Pipeline:
 
         signature = (tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.string))
         dataset = tf.data.Dataset.from_generator(feed, output_signature=signature)
-        return dataset.map(decode, num_parallel_calls=self._threads, deterministic=False).prefetch(1)
+        # There is nothing for autograph to convert, and it would leave files in $TMPDIR.
+        plain = tf.autograph.experimental.do_not_convert(decode)
+        return dataset.map(plain, num_parallel_calls=self._threads, deterministic=False).prefetch(1)
 
     def _decode_chunk(self, paths: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """Decode a chunk. An exception in here would lose the chunk: everything is caught and returned as data."""

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon import fs, owner
 from daemon.batch import Batch, Claimed, new_name, split_folder
@@ -25,6 +25,7 @@ class Recovered:
 
     finished: int
     adopted: list[Batch]
+    left_alone: dict[str, str] = field(default_factory=dict)
 
 
 def recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal) -> Recovered:
@@ -40,16 +41,16 @@ def recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal) -
 def recover_others(work: int, own: Owner, spool: Spool, journal: Journal, segment_bytes: int) -> Recovered:
     """Recover every owner in directory fd `work` whose daemon is gone.
 
-    What was adopted is returned even where the rest has to wait for the next time; raises OSError where nothing was.
+    One that cannot be cleaned up after (its journal is not there, say) is left alone until the next time, with the
+    reason: it is no reason to stop for all others.
     """
     found = Recovered(0, [])
-    try:
-        for name in owner.others(work, own.name):
+    for name in owner.others(work, own.name):
+        try:
             if (dead := owner.take(work, name)) is not None:
                 _recover_other(work, _at_home(dead, own), spool, journal, segment_bytes, found)
-    except OSError:
-        if not found.adopted:
-            raise
+        except OSError as error:
+            found.left_alone[name] = error.strerror or str(error)
     return found
 
 

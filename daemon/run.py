@@ -42,6 +42,8 @@ def once(loaded: Loaded) -> int:
 
 def _serve(loaded: Loaded, console: Console, *, is_once: bool) -> int:
     settings = loaded.settings
+    if settings.journal.root.is_relative_to(settings.tray.root):
+        return _failed("journal.root is inside tray.root: the log must not be in the tray", BAD_INPUT)
     try:
         tray.create(settings.tray.root, was_used=lambda: was_served(settings.journal.root, settings.tray.root))
         console.starting()
@@ -59,6 +61,8 @@ def _serve(loaded: Loaded, console: Console, *, is_once: bool) -> int:
         log.error("a thread of the pipeline died", exception=str(error))
         return FAILED
     except StuckError as error:
+        if service.is_stopping:
+            return _failed(f"{error}: stopped; the next start takes the file alone", FAILED)
         log.error("starting again: the file will be taken alone", error=str(error))
         _start_again()
 

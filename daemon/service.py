@@ -99,6 +99,11 @@ class Service:
         self._wake.put(None)
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping_since is not None
+
+    @property
     def totals(self) -> Totals:
         """What this daemon's journal counts."""
         return self._session.journal.totals if self._session else Totals()
@@ -119,8 +124,9 @@ class Service:
                 self._sleep(min(delay, HEARTBEAT))
             systemd.notify(STOPPING=1)
         finally:
-            blocked = self._session.inbox.blocked if self._session else {}
+            blocked = dict[str, str]()
             if self._session is not None:
+                blocked = {**self._session.inbox.blocked, **self._session.workload.held}
                 self._session.close()
             pipe.close()
         return blocked

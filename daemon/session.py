@@ -49,6 +49,7 @@ class Session:
     _rescan_at: float = 0.0
     _glow_until: float = 0.0
     _lines: list[Line] = field(default_factory=list)
+    _left_alone: dict[str, str] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
 
     @classmethod
@@ -64,7 +65,7 @@ class Session:
             undo.callback(own.release)
             journal = Journal(settings.journal.root, own.name, settings.journal.segment_bytes)
             undo.callback(journal.close)
-            spool = Spool(fd, settings.tray.root, own.folder, own.name)
+            spool = Spool(fd, own.folder)
             workload = Workload(spool, journal, own.folder, decider, submit, _rules(settings))
             inbox = Inbox(fd, spool, Scanner(settings.tray.ignore), _intake(settings), settings.daemon.rescan_seconds)
             session = cls(settings, fd, work, own, journal, spool, inbox, workload, on_event)
@@ -81,6 +82,8 @@ class Session:
 
     def step(self, now: float, *, may_claim: bool) -> list[Line]:
         """Do what is due; returns the lines of what was delivered. Raises OSError and TrayError; can be repeated."""
+        if not self.is_sound():
+            raise tray.TrayError(f"tray {str(self.settings.tray.root)!r} is gone or unmounted: bring it back")
         self._lines += self.workload.step(now)
         if now >= self._rescan_at:
             self._rescan(now)
@@ -111,9 +114,11 @@ class Session:
         return self.inbox.is_idle and self.workload.is_idle(now)
 
     def is_sound(self) -> bool:
-        """Whether the tray still is the one that was opened."""
+        """Whether the tray still is the one that was opened, and our directory in `.work` is still there."""
         try:
-            return tray.is_same(self.settings.tray.root, self.tray)
+            ours = os.stat(self.own.name, dir_fd=self.work, follow_symlinks=False)
+            is_ours = os.path.samestat(ours, os.fstat(self.own.folder))
+            return is_ours and tray.is_same(self.settings.tray.root, self.tray)
         except OSError:
             return False
 
@@ -145,8 +150,6 @@ class Session:
 
     def _rescan(self, now: float) -> None:
         """Do what does not depend on events: see that the tray is there, recover for the dead, watch, look."""
-        if not self.is_sound():
-            raise tray.TrayError(f"tray {str(self.settings.tray.root)!r} is gone or unmounted: bring it back")
         segment_bytes = self.settings.journal.segment_bytes
         self._take_over(recovery.recover_others(self.work, self.own, self.spool, self.journal, segment_bytes))
         self._watch()
@@ -157,6 +160,9 @@ class Session:
         self.workload.take_alone(left.adopted)
         if left.finished or left.adopted:
             log.info("recovered what a stopped daemon left", finished=left.finished, adopted=len(left.adopted))
+        for name in [n for n in left.left_alone if n not in self._left_alone]:
+            log.warning("what a stopped daemon left must wait", owner=name, error=left.left_alone[name])
+        self._left_alone = left.left_alone
 
     def _watch(self) -> None:
         """Watch the inbox by events where they can be trusted, and mend a watcher that died."""
@@ -174,7 +180,8 @@ class Session:
             self.watcher = Watcher(inbox, self.on_event)
         except OSError as error:
             if "inotify" not in self._told:
-                log.warning("the inbox is polled: raise fs.inotify.max_user_watches", error=printable(error))
+                cure = "raise fs.inotify.max_user_watches or max_user_instances"
+                log.warning("the inbox is polled", cure=cure, error=printable(error))
             self._told.add("inotify")
 
     def _unwatch(self) -> None:

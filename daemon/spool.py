@@ -4,17 +4,18 @@ Invariant: a file is in exactly one place at every moment, under its own bytes; 
 component of any path is followed where it is a symbolic link.
 """
 
+import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from daemon import fs
 from daemon.batch import Batch, Claimed, Move, new_name
 from daemon.intake import Sighting
 from daemon.places import Places
-from daemon.tray import INBOX, WORK
+from daemon.tray import INBOX
 
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 BLOCKED = {
@@ -22,6 +23,7 @@ BLOCKED = {
     errno.EPERM: "the daemon may not move it (is its folder sticky?)",
     errno.EXDEV: "it is on another mount than the tray",
     errno.ENAMETOOLONG: "its path is too long",
+    errno.EBUSY: "something is mounted there",
 }
 REFUSED = (errno.EACCES, errno.EPERM, errno.EXDEV)
 
@@ -38,14 +40,16 @@ class Claim:
 class Spool:
     """The moves of one owner in one tray. `tray` and `own` are directory fds: of the tray and of `.work/<owner>`."""
 
-    def __init__(self, tray: int, root: Path, own: int, owner: str) -> None:
+    def __init__(self, tray: int, own: int) -> None:
         self._tray, self._own = tray, own
-        self._work = root / WORK / owner
         self._places = Places(tray)
 
     def path(self, batch: Batch, file: str) -> bytes:
-        """Return a claimed file's path. `.work` is private: nobody can swap one of its components."""
-        return os.fsencode(self._work / batch.folder / file)
+        """Return a path to a claimed file that holds while the spool is open, wherever the tray is moved meanwhile.
+
+        `.work` is private: nobody can swap a component of it for a link.
+        """
+        return os.fsencode(f"/proc/self/fd/{self._own}/{batch.folder}/{file}")
 
     def claim(self, files: Iterable[str], segment: int, queued_ms: Mapping[str, float]) -> Claim:
         """Move files from the inbox into a new batch, whose name tells the journal segment to look in."""
@@ -54,8 +58,8 @@ class Spool:
         with fs.Folders(self._tray) as sources, fs.Folders(self._own, fs.PRIVATE_MODE) as targets:
             for file in files:
                 try:
-                    if self._claim_one(file, claim, sources, targets):
-                        claimed.append(Claimed(f"{name}-{len(claimed)}", file, queued_ms.get(file)))
+                    for taken in self._claim_one(file, claim, sources, targets):
+                        claimed.append(Claimed(f"{name}-{len(claimed)}", taken, queued_ms.get(file)))
                 except OSError as error:
                     claim.fault = error
                     break
@@ -64,27 +68,37 @@ class Spool:
             self.finish(claim.batch)
         return claim
 
-    def _claim_one(self, file: str, claim: Claim, sources: fs.Folders, targets: fs.Folders) -> bool:
+    def _claim_one(self, file: str, claim: Claim, sources: fs.Folders, targets: fs.Folders) -> list[str]:
         *dirs, name = file.split("/")
         try:
             source = sources.fd((INBOX, *dirs))
         except FileNotFoundError:
-            return False
+            return []
         except fs.FolderBlockedError as error:
             if error.errno == errno.EACCES:
                 claim.blocked[file] = BLOCKED[errno.EACCES]
-            return False
+            return []
         target = targets.fd((claim.batch.folder, *dirs))
         try:
             self._take(source, name, target, name)
         except (FileNotFoundError, FileExistsError):  # gone, or dropped twice while we claimed: the next batch's
-            return False
+            return []
         except OSError as error:
             if error.errno not in BLOCKED:
                 raise
             claim.blocked[file] = BLOCKED[error.errno]
-            return False
-        return True
+            return []
+        return self._give_back_folder(file, source, target)
+
+    def _give_back_folder(self, file: str, source: int, target: int) -> list[str]:
+        """Return what was claimed: the file. A folder that had taken its place goes back, or its files are claimed."""
+        name = file.rpartition("/")[2]
+        if not stat.S_ISDIR(os.stat(name, dir_fd=target, follow_symlinks=False).st_mode):
+            return [file]
+        with contextlib.suppress(OSError):
+            self._take(target, name, source, name)
+            return []
+        return [f"{file}/{below}" for below in fs.files_below(target, name)]
 
     def readiness(self, seen: Sighting) -> str | None:
         """Return None where an inbox file may be claimed, 'changing' while it is written, else why it has to wait."""
@@ -115,6 +129,10 @@ class Spool:
             return (st.st_ino, st.st_size, st.st_mtime_ns) == seen and not fs.is_open_for_writing(fd)
         finally:
             os.close(fd)
+
+    def may_have_unseen_writers(self, batch: Batch, file: str) -> bool:
+        """Tell whether the kernel would not say if somebody writes this file: another user's, and we are not root."""
+        return os.geteuid() not in (0, os.stat(self.path(batch, file), follow_symlinks=False).st_uid)
 
     def adopt(
         self,

@@ -15,7 +15,7 @@ def notify(**state: str | int) -> None:
         return
     message = "\n".join(f"{name}={value}" for name, value in state.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(1.0)  # as sd_notify waits: a READY that was dropped would never come again
+        sender.settimeout(1.0 if "READY" in state else 0.0)  # a READY that was dropped would never come again
         try:
             sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
         except OSError:  # nobody listens any more

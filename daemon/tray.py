@@ -16,6 +16,7 @@ MARKER = ".moodbox"
 INBOX, REVIEW, REJECTED, UNDONE, WORK = "inbox", "review", "rejected", "undone", ".work"
 ROOT_MODE = 0o755  # whoever may write here could swap a whole folder for a link
 ANY_DISK_HAS = frozenset({"lost+found"})
+OWN_FOLDERS = frozenset({INBOX, REVIEW, REJECTED, UNDONE, WORK})  # a first start that was killed leaves some
 TEXT = b"This folder is a Moodbox tray: drop files into inbox/. The marker tells it from an empty mount point.\n"
 
 
@@ -37,7 +38,7 @@ def create(root: Path, *, was_used: Callable[[], bool] = lambda: False) -> None:
         )
     if root.exists() and not root.is_dir():
         raise TrayError(f"tray.root {str(root)!r} is a file: name a folder")
-    if root.exists() and (names := sorted(set(os.listdir(root)) - ANY_DISK_HAS)):
+    if root.exists() and (names := sorted(set(os.listdir(root)) - ANY_DISK_HAS - OWN_FOLDERS)):
         raise TrayError(
             f"tray.root {str(root)!r} holds {names[0]!r} but no {MARKER}: not a tray. Name an empty or a new folder, "
             f"or, if it is a tray, make the marker again: touch {root / MARKER}"

@@ -45,8 +45,9 @@ class Watcher:
         return same and self._observer.is_alive() and all(e.is_alive() for e in self._observer.emitters)
 
     def stop(self) -> None:
-        """Stop watching. Its threads end by themselves within watchdog's half second; nobody need wait for them."""
+        """Stop watching; its threads end within watchdog's half second."""
         self._observer.stop()
+        self._observer.join(timeout=2)
 
 
 class _Waker(FileSystemEventHandler):
@@ -180,10 +181,14 @@ class Scanner:
         except PermissionError:
             self.blocked[path] = "the daemon may not read this folder"
             return
-        except NotADirectoryError:  # swapped for a link while we looked: the next pass sees what it is
+        except (NotADirectoryError, FileNotFoundError):  # swapped while we looked: the next pass sees for what
             return
         try:
             yield from self._walk_folder(child, path + "/", depth + 1)
+        except FileNotFoundError:
+            return
+        except OSError as error:  # a mount of its own that fails, say: no reason to stop for all others
+            self.blocked[path] = f"this folder cannot be read: {error.strerror}"
         finally:
             os.close(child)
 

@@ -4,7 +4,9 @@ Invariant: a claimed file is in exactly one batch here until its delivery has be
 left are taken one by one, with nothing else in work, so that a death is counted against the one that caused it.
 """
 
+import itertools
 import queue
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -68,6 +70,7 @@ class Workload:
         self._alone: deque[Batch] = deque()
         self._held: list[_Held] = []
         self._delivered: list[Line] = []
+        self._token, self._keys = secrets.token_hex(4), itertools.count()
 
     def post(self, key: str, index: int, outcome: Outcome) -> None:
         """Take an outcome from the pipeline; called from any thread."""
@@ -75,8 +78,9 @@ class Workload:
 
     def take(self, batch: Batch, before: dict[str, Identity] | None = None) -> None:
         """Have a batch classified."""
-        self._flights[batch.name] = _Flight(batch, [None] * len(batch.files), before or {})
-        self._submit(batch.name, [self._spool.path(batch, c.file) for c in batch.files])
+        key = f"{self._token}-{next(self._keys)}"  # of its own, so that no late answer is taken for a newer one's
+        self._flights[key] = _Flight(batch, [None] * len(batch.files), before or {})
+        self._submit(key, [self._spool.path(batch, c.file) for c in batch.files])
 
     def take_alone(self, batches: Sequence[Batch]) -> None:
         """Have batches of one file each classified one after the other."""
@@ -97,6 +101,12 @@ class Workload:
         """How many files are claimed and not delivered."""
         batches = [*(f.batch for f in self._flights.values()), *(d.batch for d in self._deliveries), *self._alone]
         return sum(len(b.files) for b in (*batches, *(h.batch for h in self._held)))
+
+    @property
+    def held(self) -> dict[str, str]:
+        """What waits in `.work`, and why."""
+        reason = "it waits in .work: it still changes, or cannot be read"
+        return {claimed.file: reason for held in self._held for claimed in held.batch.files}
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing is left but files that could not be read and are tried again much later."""
@@ -175,6 +185,8 @@ class Workload:
         if not self._spool.is_settled(flight.batch, claimed.file, _identity(outcome)):
             return now + LOOK_AGAIN
         is_young = abs(time.time_ns() - (report.mtime_ns or 0)) < YOUNG_NS
+        if self._spool.may_have_unseen_writers(flight.batch, claimed.file):
+            return now + LOOK_AGAIN if report.code in MAY_GROW and is_young else None
         is_first = flight.before.get(claimed.file) != _identity(outcome)
         return now + LOOK_AGAIN if report.code in MAY_GROW and is_young and is_first else None
 

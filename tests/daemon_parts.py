@@ -119,7 +119,7 @@ class House:
         self.work = fs.open_folder(self.fd, (tray.WORK,))
         self.own = owner.acquire(self.work, self.name, self.log)
         self.journal = Journal(self.log, self.own.name, self.segment_bytes)
-        self.spool = Spool(self.fd, self.root, self.own.folder, self.own.name)
+        self.spool = Spool(self.fd, self.own.folder)
 
     def close(self):
         self.journal.close()

@@ -22,7 +22,7 @@ def recover(root: Path) -> None:
     child = os.fork()
     if child == 0:
         try:
-            stand_in.make_service(stand_in.settings_for(root)).run()
+            stand_in.make_service(stand_in.settings_for(root, tray={"poll": "always"})).run()
             os._exit(0)
         except BaseException as error:
             print(f"recovery failed: {error!r}", file=sys.stderr)

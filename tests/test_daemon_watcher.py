@@ -235,7 +235,7 @@ def test_after_a_fault_the_next_scan_begins_again(tray, inbox, monkeypatch):
 
     def fail_once(fd):
         calls.append(fd)
-        if len(calls) == 3:
+        if len(calls) == 1:
             raise OSError(5, "disk")
         return real(fd)
 
@@ -243,6 +243,22 @@ def test_after_a_fault_the_next_scan_begins_again(tray, inbox, monkeypatch):
     with pytest.raises(OSError, match="disk"):
         scan(tray, scanner)
     assert not scanner.in_pass
+    assert len(scan(tray, scanner)) == 3
+
+
+def test_a_folder_that_cannot_be_read_costs_the_others_nothing(tray, inbox, monkeypatch):
+    lay(inbox, {f"{n}/a.jpg": b"" for n in range(3)})
+    scanner, real, calls = Scanner(()), os.scandir, []
+
+    def fail_once(fd):
+        calls.append(fd)
+        if len(calls) == 3:
+            raise OSError(5, "disk")
+        return real(fd)
+
+    monkeypatch.setattr(os, "scandir", fail_once)
+    assert len(scan(tray, scanner)) == 2
+    assert list(scanner.blocked.values()) == ["this folder cannot be read: disk"]
     assert len(scan(tray, scanner)) == 3
 
 

@@ -162,13 +162,23 @@ def _anchor(nested: Nested, base: Path) -> Nested:
     paths = _defaults()
     return {
         name: {
-            k: base / Path(v).expanduser() if k in paths.get(name, ()) and isinstance(v, str | Path) and str(v) else v
+            k: _path(base, v) if k in paths.get(name, ()) and isinstance(v, str | Path) and str(v) else v
             for k, v in table.items()
         }
         if isinstance(table, dict)
         else table
         for name, table in nested.items()
     }
+
+
+def _path(base: Path, value: str | Path) -> Path:
+    try:
+        path = base / Path(value).expanduser()
+    except RuntimeError:
+        raise SettingsError(f"{value}: there is no such user") from None
+    if "\0" in str(path):
+        raise SettingsError(f"{value!r}: a path cannot hold a NUL character")
+    return path
 
 
 def _describe(error: ValidationError, file: Path | None) -> str:
