@@ -100,6 +100,7 @@ class Totals:
     last: str | None = None
     last_error: dict[str, str] | None = None
     model: int | None = None  # the bundle that was started last
+    rescued: int = 0  # files that no event told of: the rescan found them
 
     def plus(self, lines: Iterable[Line]) -> "Totals":
         """Return the totals with these lines counted in."""
@@ -117,18 +118,25 @@ class Totals:
                 model = line.model
             if line.error:
                 last_error = {"ts": line.ts, "file": line.file or "", "error": line.error}
-        return Totals(by_label, rejected, events, last, last_error, model)
+        return Totals(by_label, rejected, events, last, last_error, model, self.rescued)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a `totals` line carries."""
         counts = {"sorted": dict(self.sorted), "rejected": dict(self.rejected), "events": dict(self.events)}
-        return {**counts, "last": self.last, "last_error": _utf8(self.last_error), "model": self.model}
+        return {
+            **counts,
+            "last": self.last,
+            "last_error": _utf8(self.last_error),
+            "model": self.model,
+            "rescued": self.rescued,
+        }
 
     @classmethod
     def from_dict(cls, totals: dict[str, Any]) -> Self:
         """Return what `as_dict` was given."""
         by_label, rejected, events = (Counter[str](totals.get(name, {})) for name in ("sorted", "rejected", "events"))
-        return cls(by_label, rejected, events, totals.get("last"), totals.get("last_error"), totals.get("model"))
+        last, last_error, model = totals.get("last"), totals.get("last_error"), totals.get("model")
+        return cls(by_label, rejected, events, last, last_error, model, totals.get("rescued", 0))
 
     def __add__(self, other: "Totals") -> "Totals":
         newest = max(self, other, key=lambda t: (t.last_error or {}).get("ts", ""))
@@ -140,6 +148,7 @@ class Totals:
             last,
             newest.last_error,
             self.model if other.model is None else other.model,
+            self.rescued + other.rescued,
         )
 
 

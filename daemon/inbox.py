@@ -31,11 +31,18 @@ class Inbox:
         self._retry = retry_seconds
         self._files: dict[str, Blocked] = {}
         self._empty_since: dict[str, float] = {}
-        self._dirty = True
+        self._dirty = self._by_event = True  # what is there at the start has no event
+        self._is_rescue, self._rescued = False, 0
 
-    def wake(self) -> None:
+    def wake(self, *, by_event: bool = True) -> None:
         """Look through the whole inbox again: something happened there, or it is time to."""
         self._dirty = True
+        self._by_event |= by_event
+
+    def take_rescued(self) -> int:
+        """Return how many files were found since the last call that no event had told of."""
+        rescued, self._rescued = self._rescued, 0
+        return rescued
 
     @property
     def blocked(self) -> dict[str, str]:
@@ -71,7 +78,8 @@ class Inbox:
 
     def _scan(self, now: float) -> None:
         if not self._scanner.in_pass:
-            self._dirty = False
+            self._is_rescue = self._dirty and not self._by_event
+            self._dirty = self._by_event = False
 
         def is_known(file: str) -> bool:
             blocked = self._files.get(file)
@@ -80,6 +88,7 @@ class Inbox:
         try:
             for sighting in self._scanner.scan(self._tray, min(PIECE, self._intake.room), is_known):
                 self._intake.see(sighting, now)
+                self._rescued += self._is_rescue
         except OSError:
             self._dirty = True  # what the pass did not reach is looked for again
             raise

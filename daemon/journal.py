@@ -4,6 +4,7 @@ Invariant: `append` returns only when its lines are durable; when it raises, the
 same ids (readers fold by id). Nothing is ever written behind a torn line or through a descriptor whose fsync failed.
 """
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -122,6 +123,10 @@ class Journal:
             self.close()  # the next append begins a new segment
             raise
         self.totals, self._since_totals = totals, since
+
+    def count_rescued(self, files: int) -> None:
+        """Count files that no event told of; the next totals line says so."""
+        self.totals = dataclasses.replace(self.totals, rescued=self.totals.rescued + files)
 
     def close(self) -> None:
         """Close the file, which frees its lock."""

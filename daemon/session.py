@@ -91,6 +91,8 @@ class Session:
         while may_claim and self.workload.has_room and self._claim(now):
             pass
         self._tell_blocked()
+        if (rescued := self.inbox.take_rescued()) and self.watcher is not None:
+            self.journal.count_rescued(rescued)
         lines, self._lines = self._lines, []
         if lines:
             self._glow_until = now + AFTERGLOW_SECONDS
@@ -153,7 +155,7 @@ class Session:
         segment_bytes = self.settings.journal.segment_bytes
         self._take_over(recovery.recover_others(self.work, self.own, self.spool, self.journal, segment_bytes))
         self._watch()
-        self.inbox.wake()
+        self.inbox.wake(by_event=False)
         self._rescan_at = now + (self.settings.daemon.rescan_seconds if self.watcher else POLL_SECONDS)
 
     def _take_over(self, left: recovery.Recovered) -> None:

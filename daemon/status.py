@@ -71,6 +71,8 @@ def describe(status: Status) -> Iterator[str]:
     yield f"rejected  {sum(totals.rejected.values()):,}{f' ({by_code})' if by_code else ''}"
     if totals.events["restored"]:
         yield f"undone    {totals.events['restored']:,}"
+    if totals.rescued:
+        yield f"rescued   {totals.rescued:,} that no event told of: the rescan found them"
     if totals.last:
         yield f"last      {totals.last}"
     if error := totals.last_error:

@@ -371,3 +371,18 @@ def test_a_journal_that_somebody_wrote_into_or_moved_is_left(tmp_path):
     found = [line.id for path in log.iterdir() for line in read(path) if line.event == "sorted"]
     assert sorted(found) == ["a", "b"]
     assert journal.totals.sorted == {"happy": 2}
+
+
+def test_a_file_that_no_event_told_of_is_found_by_the_rescan_and_counted(tmp_path, monkeypatch):
+    settings = settings_for(tmp_path)
+    service = make_service(settings, once=False)
+    monkeypatch.setattr(service, "event", lambda: None)  # the kernel's queue is full: no event arrives
+    with running(service):
+        picture(settings.tray.root / "inbox/quiet.png")
+        until(lambda: (settings.tray.root / "happy/quiet.png").exists(), "the rescan finds it")
+        until(lambda: service.totals.rescued == 1, "it is counted")
+    monkeypatch.undo()
+    with running(other := make_service(settings, once=False)):
+        picture(settings.tray.root / "inbox/told.png")
+        until(lambda: (settings.tray.root / "happy/told.png").exists(), "an event tells of it")
+        assert other.totals.rescued <= 1
