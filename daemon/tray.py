@@ -130,5 +130,5 @@ def _check_folder(folder: int, name: str, mount: str) -> None:
 
 def _mount(fd: int) -> str:
     """Return the id of the mount that `fd` is on; two bind mounts of one file system have two (renames fail there)."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
         return next(line.split()[1] for line in file if line.startswith("mnt_id:"))

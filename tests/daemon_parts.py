@@ -1,6 +1,7 @@
 """What the tests of the daemon's parts share: a real tray with an owner, files with any name, and other users."""
 
 import contextlib
+import ctypes
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from daemon.spool import Spool
 from daemon.workload import Rules, Workload
 
 NOBODY = 65534
+PR_SET_DUMPABLE = 4
 CLASSES = ("happy", "sad")
 LIMITS = Limits(10_000_000, 1_000_000)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -45,6 +47,7 @@ def as_user(uid, function):
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
+            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # as exec does; else /proc/self belongs to root still
             answer = (True, function())
         except BaseException:
             answer = (False, traceback.format_exc())

@@ -75,6 +75,16 @@ def classify(path: bytes) -> Outcome:
     return Outcome(report, (bright, 1 - bright), 0.1)
 
 
+class Deaf:
+    """An audience that forgets: a daemon's memory stays flat."""
+
+    def ready(self, serving: str, waiting: int) -> None:
+        pass
+
+    def decided(self, line: Line, waiting: int) -> None:
+        pass
+
+
 class Silence:
     """An audience that remembers."""
 
@@ -140,7 +150,7 @@ def serve(root: Path, broken: str) -> None:
         journal.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda _fd: None})
     logs.configure(quiet=True)
     signal.signal(signal.SIGIO, signal.SIG_IGN)
-    service = make_service(settings_for(root), once=False)
+    service = Service(settings_for(root), StandIn(), StandIn, Deaf())
     signal.signal(signal.SIGTERM, lambda *_: service.stop())
     service.run()
 

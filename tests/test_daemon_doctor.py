@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+import bundles
 from daemon import __main__ as moodbox
 from daemon import doctor, fs, host_checks, tray
 from daemon.events import Line
 from daemon.journal import Journal
-from tests import bundles
-from tests.daemon_parts import NOBODY, as_user, files_in, house, lay, needs_root
+from daemon_parts import NOBODY, as_user, files_in, house, lay, needs_root
 from trainer import bundle
 from trainer.settings import SettingsError, load
 

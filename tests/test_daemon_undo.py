@@ -20,10 +20,10 @@ from daemon import accounts, fs, selection, status, undo
 from daemon.history import fold
 from daemon.journal import Journal, owners, tail_totals
 from daemon.selection import SelectionError, moment
+from daemon_parts import NOBODY, as_user, files_in, house, needs_root
 from stand_in import make_service, settings_for
 from test_crash import Daemons, everything
 from test_daemon_service import picture, running, until
-from tests.daemon_parts import NOBODY, as_user, files_in, house, needs_root
 
 FILES = ("a.png", "trip/b.png", "trip/c.png", "dark.png")
 UNDOS = """
