@@ -101,6 +101,7 @@ class Totals:
     last_error: dict[str, str] | None = None
     model: int | None = None  # the bundle that was started last
     rescued: int = 0  # files that no event told of: the rescan found them
+    blocked: dict[str, str] = field(default_factory=dict)  # what waits now because the daemon may not have it: a few
 
     def plus(self, lines: Iterable[Line]) -> "Totals":
         """Return the totals with these lines counted in."""
@@ -118,7 +119,7 @@ class Totals:
                 model = line.model
             if line.error:
                 last_error = {"ts": line.ts, "file": line.file or "", "error": line.error}
-        return Totals(by_label, rejected, events, last, last_error, model, self.rescued)
+        return Totals(by_label, rejected, events, last, last_error, model, self.rescued, self.blocked)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a `totals` line carries."""
@@ -126,9 +127,10 @@ class Totals:
         return {
             **counts,
             "last": self.last,
-            "last_error": _utf8(self.last_error),
+            "last_error": self.last_error and {k: _utf8(v) for k, v in self.last_error.items()},
             "model": self.model,
             "rescued": self.rescued,
+            "blocked": {_utf8(file): reason for file, reason in self.blocked.items()},
         }
 
     @classmethod
@@ -136,7 +138,9 @@ class Totals:
         """Return what `as_dict` was given."""
         by_label, rejected, events = (Counter[str](totals.get(name, {})) for name in ("sorted", "rejected", "events"))
         last, last_error, model = totals.get("last"), totals.get("last_error"), totals.get("model")
-        return cls(by_label, rejected, events, last, last_error, model, totals.get("rescued", 0))
+        return cls(
+            by_label, rejected, events, last, last_error, model, totals.get("rescued", 0), totals.get("blocked", {})
+        )
 
     def __add__(self, other: "Totals") -> "Totals":
         newest = max(self, other, key=lambda t: (t.last_error or {}).get("ts", ""))
@@ -149,9 +153,10 @@ class Totals:
             newest.last_error,
             self.model if other.model is None else other.model,
             self.rescued + other.rescued,
+            {**self.blocked, **other.blocked},
         )
 
 
-def _utf8(texts: dict[str, str] | None) -> dict[str, str] | None:
-    """Names for people: what is not UTF-8 is escaped (orjson refuses it)."""
-    return texts and {k: os.fsencode(v).decode(errors="backslashreplace") for k, v in texts.items()}
+def _utf8(text: str) -> str:
+    """Return a name for people: what is not UTF-8 is escaped (orjson refuses it)."""
+    return os.fsencode(text).decode(errors="backslashreplace")

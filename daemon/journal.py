@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from daemon.events import DECISIONS, Line, Totals, encode, parse, utc_now
@@ -127,6 +127,12 @@ class Journal:
     def count_rescued(self, files: int) -> None:
         """Count files that no event told of; the next totals line says so."""
         self.totals = dataclasses.replace(self.totals, rescued=self.totals.rescued + files)
+
+    def note_blocked(self, blocked: Mapping[str, str]) -> None:
+        """Note what waits now because the daemon may not have it, and why. Raises OSError."""
+        self.totals = dataclasses.replace(self.totals, blocked=dict(blocked))
+        self._since_totals = TOTALS_EVERY
+        self.append([])
 
     def close(self) -> None:
         """Close the file, which frees its lock."""

@@ -27,6 +27,7 @@ from daemon.workload import Rules, Submit, Workload
 from trainer.settings import Settings
 
 POLL_SECONDS = 1.0
+NAMED = 10  # files that wait
 AFTERGLOW_SECONDS = 0.6  # watchdog holds events back for 0.5 s after a rename out of the inbox: the scan does not
 AFTERGLOW_STEP = 0.02
 log = structlog.get_logger()
@@ -152,6 +153,9 @@ class Session:
 
     def _rescan(self, now: float) -> None:
         """Do what does not depend on events: see that the tray is there, recover for the dead, watch, look."""
+        some = dict(sorted(self.inbox.blocked.items())[:NAMED])
+        if some != self.journal.totals.blocked:
+            self.journal.note_blocked(some)
         segment_bytes = self.settings.journal.segment_bytes
         self._take_over(recovery.recover_others(self.work, self.own, self.spool, self.journal, segment_bytes))
         self._watch()
@@ -193,7 +197,7 @@ class Session:
 
     def _tell_blocked(self) -> None:
         blocked = self.inbox.blocked
-        for file in [f for f in blocked if f not in self._told][:10]:
+        for file in [f for f in blocked if f not in self._told][:NAMED]:
             log.warning("this waits in the inbox", file=file, reason=blocked[file])
         self._told = (self._told & {"inotify"}) | set(blocked)
 

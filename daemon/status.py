@@ -63,6 +63,8 @@ def describe(status: Status) -> Iterator[str]:
     yield f"tray      {printable(status.tray)}{'' if status.is_tray else ' (no tray yet: `moodbox run` makes it)'}"
     ignored = f"; {status.ignored:,} ignored (tray.ignore)" if status.ignored else ""
     yield f"waiting   {status.waiting:,}{' or more' if status.waiting >= COUNT_LIMIT else ''} in the inbox{ignored}"
+    for file, reason in totals.blocked.items() if status.running else ():
+        yield f"          {printable(file)}: {printable(reason)} (`moodbox doctor` knows a cure)"
     by_label = ", ".join(f"{printable(label)} {n:,}" for label, n in sorted(totals.sorted.items()))
     yield f"sorted    {sum(totals.sorted.values()):,}{f' ({by_label})' if by_label else ''}"
     if totals.events["review"]:

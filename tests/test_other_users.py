@@ -10,8 +10,10 @@ import pytest
 
 import pictures
 from daemon import tray
+from daemon.status import describe, gather
 from daemon_parts import NOBODY, as_user, needs_root
 from stand_in import make_service, settings_for
+from test_daemon_service import running, until
 
 PERSON = 12_345
 pytestmark = needs_root
@@ -68,6 +70,20 @@ def test_what_the_daemon_may_not_have_waits_and_all_else_goes_on(root):
         p.name for p in (root / "tray/sad").rglob("*.png")
     } == {"plain.png", "c.png"}
     assert (root / "tray/inbox/private.png").stat().st_uid == PERSON, "people's files stay theirs"
+
+
+def test_status_names_what_waits_and_why(root):
+    def look() -> str:
+        settings = settings_for(root)
+        service = make_service(settings, once=False)
+        with running(service):
+            until(lambda: len(service.totals.blocked) == 3, "it is noted")
+            return "\n".join(describe(gather(settings)))
+
+    as_user(PERSON, lambda: drop(root))
+    shown = as_user(NOBODY, look)
+    assert "private.png: the daemon may not read or move it" in shown
+    assert "secret: the daemon may not read this folder" in shown
 
 
 def test_once_the_modes_are_mended_it_is_taken(root):
