@@ -72,7 +72,8 @@ def main() -> None:
     logs.configure(quiet=True)
     for text in sys.stdin:
         order = json.loads(text)
-        subprocess.run(["mount", "-o", "loop", order["image"], str(root)], check=True)
+        options = "loop,nouuid" if order["kind"] == "xfs" else "loop"  # the original is mounted, too
+        subprocess.run(["mount", "-o", options, order["image"], str(root)], check=True)
         try:
             recover(root)
             print(json.dumps(wrong(root, order)), flush=True)

@@ -29,12 +29,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+MAKE = {
+    "ext4": (24, ["mkfs.ext4", "-q", "-F", "-b", "1024", "-J", "size=4"]),
+    "xfs": (300, ["mkfs.xfs", "-q", "-f"]),  # the smallest that there is
+}
+
+
 @contextlib.contextmanager
-def disk(image: Path, root: Path):
-    """A small ext4, mounted at `root`; yields its loop device's name."""
+def disk(kind: str, image: Path, root: Path):
+    """A small file system, mounted at `root`; yields its loop device's name."""
+    megabytes, make = MAKE[kind]
     with image.open("wb") as file:
-        file.truncate(24 * 1024 * 1024)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "1024", "-J", "size=4", str(image)], check=True)
+        file.truncate(megabytes * 1024 * 1024)
+    subprocess.run([*make, str(image)], check=True)
     root.mkdir()
     done = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True)
     device = done.stdout.strip()
@@ -105,11 +112,11 @@ def delivered(root: Path) -> list[str]:
     return [ident for ident, place in power_cut.places(whole).items() if (root / "tray" / place).exists()]
 
 
-def campaign(tmp_path: Path, broken: str, cuts: int, seed: int) -> tuple[int, list[str]]:
+def campaign(tmp_path: Path, broken: str, cuts: int, seed: int, kind: str = "ext4") -> tuple[int, list[str]]:
     """Cut the power `cuts` times, or until something is wrong; returns how often, and what was wrong."""
     rng = random.Random(seed)
     image, root = tmp_path / "disk.img", tmp_path / "disk"
-    with disk(image, root) as loop:
+    with disk(kind, image, root) as loop:
         (root / "tray/inbox").mkdir(parents=True)
         (root / "tray/.moodbox").touch()
         (root / "log").mkdir()
@@ -129,7 +136,7 @@ def campaign(tmp_path: Path, broken: str, cuts: int, seed: int) -> tuple[int, li
                 promised = {"delivered": delivered(root), "synced": producer.synced}
                 cut(image, copy, loop)
                 daemon.send_signal(signal.SIGCONT)
-                judging.stdin.write(json.dumps({"image": str(copy), **promised}) + "\n")
+                judging.stdin.write(json.dumps({"image": str(copy), "kind": kind, **promised}) + "\n")
                 judging.stdin.flush()
                 if found := json.loads(judging.stdout.readline()):
                     return number, found
@@ -141,6 +148,12 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_promised(tmp_path):
     cuts, found = campaign(tmp_path, "", CUTS, seed=1)
     assert found == [], f"after {cuts} cuts"
     assert cuts == CUTS
+
+
+@pytest.mark.skipif(not shutil.which("mkfs.xfs"), reason="needs mkfs.xfs (xfsprogs)")
+def test_a_power_cut_on_xfs_loses_nothing_either(tmp_path):
+    cuts, found = campaign(tmp_path, "", 15, seed=3, kind="xfs")
+    assert found == [], f"after {cuts} cuts"
 
 
 @pytest.mark.parametrize("broken", ["no-sync", "no-fsync"])
