@@ -4,10 +4,14 @@ Invariant: a file that cannot be read or moved waits where it is and costs the o
 every rescan.
 """
 
+import contextlib
+import os
 from dataclasses import dataclass
 
+from daemon import fs
 from daemon.intake import Intake, Sighting
 from daemon.spool import Claim, Spool
+from daemon.tray import INBOX
 from daemon.watcher import Scanner
 
 PIECE = 4096  # sightings per iteration: a million waiting files must not keep the first batch waiting
@@ -101,7 +105,7 @@ class Inbox:
         self._empty_since = {f: self._empty_since.get(f, now) for f in self._scanner.empty}
         for folder, since in self._empty_since.items():
             if now - since >= EMPTY_SECONDS:
-                self._spool.remove_inbox_folder(folder)
+                remove_folder(self._tray, folder)
 
     def claim(self, now: float, segment: int) -> Claim | None:
         """Claim the batch that is due; None where none is."""
@@ -129,3 +133,10 @@ class Inbox:
     def _block(self, file: str, reason: str, now: float) -> None:
         if len(self._files) < MAX_BLOCKED:
             self._files[file] = Blocked(reason, now + self._retry)
+
+
+def remove_folder(tray: int, folder: str) -> None:
+    """Remove an inbox folder of the tray (a directory fd) if it is empty: rmdir refuses all others."""
+    *dirs, name = folder.split("/")
+    with contextlib.suppress(OSError), fs.Folders(tray) as folders:  # filled again, gone, or another user's
+        os.rmdir(name, dir_fd=folders.fd((INBOX, *dirs)))

@@ -253,12 +253,3 @@ class Spool:
     def finish(self, batch: Batch) -> None:
         """Remove a batch's directories as far as they are empty."""
         fs.remove_empty(self._own, batch.folder)
-
-    def remove_inbox_folder(self, folder: str) -> None:
-        """Remove an inbox folder if it is empty (rmdir refuses all others)."""
-        *dirs, name = folder.split("/")
-        try:
-            with fs.Folders(self._tray) as folders:
-                os.rmdir(name, dir_fd=folders.fd((INBOX, *dirs)))
-        except OSError:  # filled again, gone, or another user's: not ours to mind
-            return

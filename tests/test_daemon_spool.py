@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from daemon import fs
 from daemon.batch import Batch, Claimed, Move, new_name, split_folder
+from daemon.inbox import remove_folder
 from daemon.intake import Sighting
 from daemon.spool import Spool
 from daemon.watcher import Scanner
@@ -416,11 +417,11 @@ def test_only_batches_look_like_batches():
 
 def test_inbox_folders_are_removed_only_when_empty(home):
     home.drop({"a/b/photo": b"x"})
-    home.spool.remove_inbox_folder("a/b")
+    remove_folder(home.fd, "a/b")
     assert (home.root / "inbox" / "a" / "b" / "photo").exists()
     (home.root / "inbox" / "a" / "b" / "photo").unlink()
-    home.spool.remove_inbox_folder("a/b")
-    home.spool.remove_inbox_folder("a/b")
+    remove_folder(home.fd, "a/b")
+    remove_folder(home.fd, "a/b")
     assert files_in(home.root) == {}
     assert os.listdir(home.root / "inbox" / "a") == []
 
