@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -386,3 +387,13 @@ def test_a_file_that_no_event_told_of_is_found_by_the_rescan_and_counted(tmp_pat
         picture(settings.tray.root / "inbox/told.png")
         until(lambda: (settings.tray.root / "happy/told.png").exists(), "an event tells of it")
         assert other.totals.rescued <= 1
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    years = itertools.cycle((0, 20, -30, 400, -1))
+    real = time.time_ns
+    monkeypatch.setattr("daemon.workload.time.time_ns", lambda: real() + next(years) * 31_536_000 * 10**9)
+    monkeypatch.setattr("daemon.journal.utc_now", lambda: f"{2026 + next(years):04d}-01-01T00:00:00.000Z")
+    before = drop(tmp_path, count=12)
+    make_service(settings_for(tmp_path)).run()
+    check(tmp_path, before)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import pictures
 from daemon import tray
@@ -102,3 +103,22 @@ def test_a_sticky_inbox_is_named(root):
     as_user(PERSON, lambda: drop(root))
     assert "sticky" in once(root)["plain.png"]
     assert (root / "tray/inbox/plain.png").exists()
+
+
+def test_a_class_folder_that_cannot_be_written_is_waited_out(root):
+    happy = root / "tray/happy"
+
+    def lock_out_and_back() -> str:
+        service = make_service(settings_for(root), once=False)
+        with running(service), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+            patch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+            happy.chmod(0o555)
+            Image.new("RGB", (8, 8), (230, 230, 0)).save(root / "tray/inbox/a.png")
+            until(lambda: service._fault, "it is noticed")
+            told = service._fault
+            happy.chmod(0o755)
+            until((happy / "a.png").exists, "it goes on by itself")
+            return told
+
+    assert "folder happy" in as_user(NOBODY, lock_out_and_back)
