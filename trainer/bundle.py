@@ -159,8 +159,9 @@ def _staging(models: Path) -> Iterator[Path]:
     """Make a hidden directory in `models`, so that the last step is a rename in one file system."""
     models.mkdir(parents=True, exist_ok=True)
     for stale in models.glob(f"{STAGING}*"):
-        if time.time() - stale.lstat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(stale, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another publisher's, which has just ended
+            if time.time() - stale.lstat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(stale, ignore_errors=True)
     hidden = models / f"{STAGING}{uuid.uuid4().hex}"
     hidden.mkdir()
     try:
