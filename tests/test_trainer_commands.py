@@ -1,16 +1,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import bundles
 import drawings
-from trainer import bundle, commands, settings
+from trainer import bundle, commands
 from trainer.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +60,11 @@ BAD = [
     (["fit", "--data", "photos", "--epochs", "-1"], "trainer.epochs"),
     (["fit", "--data", "photos", "--settings", "none.toml"], "does not exist"),
     (["evaluate", "--data", "photos", "--model", "7"], "no bundle 7; there are: none"),
+    (["explain", "photos/sad/sad0.jpg", "--model", "7"], "no bundle 7; there are: none"),
+    (["precisions", "--data", "photos", "--model", "7"], "no bundle 7; there are: none"),
+    (["fit", "--data", "photos", "--resume"], "no run there was interrupted"),
+    (["crossvalidate", "--data", "nowhere"], "cannot be read"),
+    (["tensorboard"], "runs"),
     (["rollback"], "no bundle is champion"),
     (["rollback", "7"], "no bundle 7"),
 ]
@@ -93,45 +98,37 @@ def test_a_system_error_is_one_line(capsys, monkeypatch, photos):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr(commands, "check", full)
-    assert fails(capsys, 1, "check", "--data", "photos") == "moodbox-train: runs/x: No space left on device"
+    monkeypatch.setattr(commands, "models", full)
+    assert fails(capsys, 1, "models") == "moodbox-train: runs/x: No space left on device"
 
 
-def test_an_interruption_is_one_line_and_exit_status_130(capsys, monkeypatch, photos):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(commands, "check", interrupted)
-    assert "interrupted" in fails(capsys, 130, "check", "--data", "photos")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_one_line_and_exit_status_130(capsys, monkeypatch, photos, number):
+    monkeypatch.setattr(commands, "models", lambda *_, **__: signal.raise_signal(number))
+    assert fails(capsys, 130, "models") == "moodbox-train: interrupted: nothing was published"
 
 
-def test_check_counts_and_lists(capsys, photos):
-    shutil.copy(photos / "sad" / "sad0.jpg", photos / "happy" / "twice.jpg")
-    (photos / "happy" / "bell\a\udcff.jpg").write_text("x")
-    assert main(["check", "--data", "photos", "--set", "trainer.test_fraction=0.3"]) == 0
-    out = capsys.readouterr().out
-    assert "79 photos can be used" in out
-    assert r"not used: happy/bell\x07\udcff.jpg: not_an_image" in out
-    assert "the same photo is in 'happy' and 'sad'" in out
-    assert not Path("runs").exists()
-
-
-def test_check_lists_before_it_complains(capsys, place):
-    drawings.folder(place / "few", count=3)
-    assert main(["check", "--data", "few"]) == 2
-    captured = capsys.readouterr()
-    assert "6 photos can be used" in captured.out
-    assert "class 'happy' has 3 usable photos" in captured.err
-
-
-def test_models_lists_the_bundles(capsys, models):
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_models_lists_the_bundles_with_figures_and_lineage(capsys, models, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
     (models / "2" / "manifest.json").write_text("{")
     assert main(["models"]) == 0
-    out = capsys.readouterr().out
-    assert "3 champion" in out
-    assert "happy, sad" in out
-    assert "100.0%" in out
-    assert "damaged" in out
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    (last,) = [line for line in lines if "3 *" in line]
+    assert last.replace("│", " ").split()[:4] == ["3", "*", "2", "100.0%"]
+    for text in ("happy,", "tiny", "damaged", "champion", "2026-01-02"):
+        assert any(text in line for line in lines), text
+
+
+def test_models_as_json_is_a_manifest_per_line(capsys, models):
+    (models / "2" / "manifest.json").write_text("{")
+    assert main(["models", "--json"]) == 0
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["number"], first["champion"], first["class_names"]) == (1, False, ["happy", "sad"])
+    assert second["number"] == 2
+    assert "damaged" in second["error"]
+    assert (third["champion"], third["parent"]) == (True, 2)
 
 
 def test_models_says_where_there_are_none(capsys, place):
@@ -180,6 +177,8 @@ def test_evaluate_measures_any_folder_with_the_champion_or_a_number(capsys, mode
         assert "100.0%  (95 % interval 95.4% to 100.0%)" in out
         assert "not used: sad/broken.jpg" in out
         assert "keeps no record of its photos" in out
+        (report,) = [line.removeprefix("report: ") for line in out.splitlines() if line.startswith("report: ")]
+        assert "keeps no record of its photos" in Path(report).read_text()
 
 
 def test_evaluate_takes_a_folder_with_some_of_the_classes(capsys, models, photos):
@@ -193,20 +192,7 @@ def test_evaluate_names_a_class_that_the_bundle_does_not_know(capsys, models, ph
     assert "class folder 'merry': bundle 3 has only happy, sad" in fails(capsys, 2, "evaluate", "--data", "photos")
 
 
-def test_runs_of_the_same_second_get_directories_of_their_own(place):
-    chosen = settings.load(flags=["trainer.architecture=../odd name"]).settings
-    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    with commands.new_workdir(chosen, now) as first, commands.new_workdir(chosen, now) as second:
-        assert first == place / "runs" / "20260102T030405Z-___odd_name"
-        assert second.name == first.name + "-2"
-        (second / "curves.png").write_bytes(b"x")
-    assert not first.exists()
-    assert second.exists()
-
-
-@pytest.mark.parametrize(
-    "argv", [["--help"], ["models"], ["rollback"], ["check", "--data", "photos"], ["fit", "--help"]]
-)
+@pytest.mark.parametrize("argv", [["--help"], ["models"], ["models", "--json"], ["rollback"], ["fit", "--help"]])
 def test_what_needs_no_tensorflow_does_not_import_it(models, photos, argv):
     code = (
         "import json, sys\nfrom trainer.__main__ import main\n"

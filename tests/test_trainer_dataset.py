@@ -3,15 +3,18 @@ import os
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import drawings
-from trainer import dataset, durable, images, prepared
+from trainer import dataset, durable, images, prepared, split_record
 from trainer.dataset import DatasetError, Fractions
+from trainer.errors import FailureError
 from trainer.photos import Rules
 from trainer.tables import IGNORE
 
@@ -21,6 +24,10 @@ RULES = Rules(IGNORE, 1_000_000)
 
 def read(root, fractions=FRACTIONS, rules=RULES, prepare=lambda _, data: images.decode(data, size=16)):
     return dataset.read(root, prepare, fractions, rules)
+
+
+def at_size(_, data):
+    return images.decode(data, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +169,93 @@ def test_of_equal_photos_one_is_used(photos):
     assert reasons(data) == {"sad/sad0.jpg": "the same photo as sad/a copy.jpg"}
 
 
+def smaller(source, target):
+    """Save a photo again, as another program would: other bytes, the same picture."""
+    image = Image.open(source)
+    image.resize((image.width - 4, image.height - 4)).save(target, "PNG")
+
+
+def test_near_duplicates_are_used_and_share_a_split(photos):
+    for number in range(20):
+        smaller(photos / "sad" / f"sad{number}.{('jpg', 'png')[number % 2]}", photos / "sad" / f"again{number}.png")
+    data = read(photos, prepare=at_size)
+    assert data.unused == ()
+    assert len(data.photos) == 100
+    split = {photo.path: photo.split for photo in data.photos}
+    assert len(data.twins) == 20
+    assert all(len(group) == 2 and len({split[path] for path in group}) == 1 for group in data.twins)
+    assert {split[path] for group in data.twins for path in group} == set(dataset.SPLITS)
+
+
+def test_near_duplicates_in_two_classes_are_used_in_neither_nor_are_their_copies(photos):
+    smaller(photos / "sad" / "sad0.jpg", photos / "happy" / "again.png")
+    shutil.copy(photos / "happy" / "again.png", photos / "happy" / "again and again.png")
+    data = read(photos, prepare=at_size)
+    assert len(data.photos) == 79
+    assert {(u.path, u.kind, u.of) for u in data.unused} == {
+        ("happy/again and again.png", "contradiction", ("sad/sad0.jpg",)),
+        ("happy/again.png", "contradiction", ("sad/sad0.jpg",)),
+        ("sad/sad0.jpg", "contradiction", ("happy/again and again.png",)),
+    }
+    assert "nearly the same photo as sad/sad0.jpg" in reasons(data)["happy/again.png"]
+
+
+def test_a_photo_between_two_splits_is_left_out(photos):
+    happy = photos / "happy"
+    read(photos, prepare=at_size)
+    record = split_record.read(photos)
+    sha = {name: hashlib.sha256((happy / name).read_bytes()).hexdigest() for name in ("happy1.png", "happy3.png")}
+    text = (photos / split_record.NAME).read_text()
+    for name, split in zip(sha, ("train", "test"), strict=True):  # as if both were alike and had been recorded apart
+        entry = record[sha[name]]
+        line = f'"phash":"{entry.phash.hex()}","split":"{entry.split}"'
+        text = text.replace(line, f'"phash":"{record[sha["happy1.png"]].phash.hex()}","split":"{split}"')
+    (photos / split_record.NAME).write_text(text)
+    smaller(happy / "happy1.png", happy / "between.png")
+    reason = reasons(read(photos, prepare=at_size))["happy/between.png"]
+    assert "happy/happy3.png (test) and of happy/happy1.png (train)" in reason
+
+
+def test_the_split_is_recorded_beside_the_photos_and_is_no_photo(photos):
+    first = read(photos, rules=Rules((), 1_000_000))
+    assert first.unused == ()
+    assert len(split_record.read(photos)) == 80
+    (photos / f".{split_record.NAME}.0123.tmp").write_bytes(b"left by a crash")
+    assert read(photos, rules=Rules((), 1_000_000)) == first
+    changed = read(photos, fractions=Fractions(0.01, 0.01))
+    assert {p.sha256: p.split for p in changed.photos} == {p.sha256: p.split for p in first.photos}
+
+
+def test_a_folder_that_is_only_measured_on_gets_no_record(photos):
+    data = dataset.read(photos, lambda _, photo: images.decode(photo, size=16), FRACTIONS, RULES, record=False)
+    assert len(data.photos) == 80
+    assert not (photos / split_record.NAME).exists()
+    (photos / split_record.NAME).write_text("damaged")
+    assert dataset.read(photos, lambda _, photo: images.decode(photo, size=16), FRACTIONS, RULES, record=False) == data
+
+
+def test_a_damaged_record_is_found_before_anything_is_decoded(photos):
+    (photos / split_record.NAME).write_text("damaged")
+
+    def decode(*_):
+        raise AssertionError("decoded")
+
+    with pytest.raises(split_record.DamagedRecordError, match="line 1 is damaged"):
+        read(photos, prepare=decode)
+
+
+def test_a_read_only_folder_is_used_and_said_in_one_line(photos, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(durable, "write_new", refuse)
+    data = read(photos)
+    assert len(data.photos) == 80
+    (note,) = data.notes
+    assert "could not be recorded (Read-only file system)" in note
+    assert note in capsys.readouterr().err.splitlines()
+
+
 def test_a_photo_in_two_classes_is_used_in_neither(photos):
     shutil.copy(photos / "sad" / "sad0.jpg", photos / "happy" / "x.jpg")
     data = read(photos)
@@ -249,6 +343,52 @@ def test_a_second_run_decodes_nothing(photos, cache, monkeypatch):
 
     monkeypatch.setattr(images, "decode", decode)
     assert read(photos, prepare=cache.add) == first
+
+
+def test_a_photo_is_decoded_once_also_for_its_fingerprint(photos, cache, monkeypatch):
+    decoded = Counter()
+    real = images.decode
+
+    def decode(source, **options):
+        decoded[type(source).__name__] += 1
+        return real(source, **options)
+
+    monkeypatch.setattr(images, "decode", decode)
+    read(photos, prepare=cache.add)
+    assert decoded == {"bytes": 80}
+
+
+def test_without_the_record_the_fingerprints_come_from_the_prepared_copy(photos, cache, monkeypatch):
+    read(photos, prepare=cache.add)
+    before = (photos / split_record.NAME).read_bytes()
+    (photos / split_record.NAME).unlink()
+    real = images.decode
+
+    def decode(source, **options):
+        assert isinstance(source, Path), "a photo was decoded again"
+        return real(source, **options)
+
+    monkeypatch.setattr(images, "decode", decode)
+    read(photos, prepare=cache.add)
+    assert (photos / split_record.NAME).read_bytes() == before
+
+
+def test_the_prepared_copy_says_what_the_photo_was(photos, cache):
+    data = (photos / "sad" / "sad0.jpg").read_bytes()
+    cache.add("ab" * 32, data)
+    again = cache.add("ab" * 32, data)
+    assert again.origin == (48, 40, "JPEG")
+    Image.fromarray(again.pixels).save(cache.path("ab" * 32))
+    assert cache.add("ab" * 32, data).origin is None
+
+
+def test_a_damaged_prepared_copy_is_named_and_the_photo_is_not_blamed(photos, cache):
+    read(photos, prepare=cache.add)
+    (photos / split_record.NAME).unlink()
+    path = next(cache.root.rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(FailureError, match=f"{path.name}: this prepared copy is damaged.*delete it"):
+        read(photos, prepare=cache.add)
 
 
 class Killed(BaseException):

@@ -187,88 +187,6 @@ def test_an_application_is_pooled_and_has_its_preprocessing_inside(monkeypatch):
     assert not backbone.layers[1].trainable
 
 
-def separable(classes, count=60, width=8):
-    """Features that tell the classes apart; one never varies, one hardly."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(count) % classes
-    values = rng.normal(size=(count, width)) + 3 * np.eye(width)[labels]
-    values[:, -1] = 0.5
-    values[:, -2] = 1e-4 * rng.integers(0, 2, count)
-    return values.astype(np.float16), labels.astype(np.int32)
-
-
-def trained_head(classes):
-    from trainer import model
-
-    features, labels = separable(classes)
-    head = model.head(features, classes)
-    model.compile_for(head, classes, 1e-2)
-    head.fit(features.astype(np.float32), labels, epochs=20, verbose=0)
-    return head, features, labels
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_a_head_learns_and_gives_probabilities(classes):
-    head, features, labels = trained_head(classes)
-    scores = head.predict(features.astype(np.float32), verbose=0)
-    predicted = (scores[:, 0] >= 0.5).astype(int) if classes == 2 else scores.argmax(axis=1)
-    assert scores.shape == (60, 1 if classes == 2 else classes)
-    assert (predicted == labels).mean() > 0.9
-
-
-def test_a_feature_that_hardly_varied_cannot_outvote_the_others():
-    head, features, _ = trained_head(2)
-    unseen = features.astype(np.float32)
-    expected = head.predict(unseen, verbose=0)
-    unseen[:, -2] += 0.5
-    unseen[:, -1] += 0.5
-    assert np.abs(head.predict(unseen, verbose=0) - expected).max() < 0.3
-
-
-def test_the_heads_penalty_is_that_of_logistic_regression():
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    from trainer import model
-
-    features, labels = separable(2, count=200)
-    features = features[:, :6]
-    head = model.head(features, 2)
-    head.get_layer("dropout").rate = 0.0
-    model.compile_for(head, 2, 3e-3)
-    head.fit(features.astype(np.float32), labels, epochs=150, batch_size=200, verbose=0)
-    standard = StandardScaler().fit_transform(features.astype(np.float64))
-    expected = LogisticRegression(C=model.LOGISTIC_C, tol=1e-8).fit(standard, labels)
-    assert head.get_layer("probabilities").get_weights()[0][:, 0] == pytest.approx(expected.coef_[0], abs=3e-3)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_assembled_model_saves_loads_and_serves_the_same(classes, tmp_path):
-    """Backbone + head, model.keras read with safe_mode, and model.tflite agree, also on features that hardly vary."""
-    from trainer import export, litert, model
-
-    head, _, _ = trained_head(classes)
-    image = keras.Input((32, 32, 3))
-    small = keras.layers.Rescaling(1 / 255)(image)
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, strides=4)(small))
-    backbone = keras.Model(image, pooled, name="stand_in")
-    network = model.assemble(backbone, head, classes)
-    photo = picture(32)
-    expected = head(backbone(photo), training=False).numpy()
-    assert 0.01 < expected.max() < 0.99, "a saturated score would hide mistakes"
-    assert network(photo, training=False).numpy() == pytest.approx(expected, abs=1e-5)
-
-    export.stage(network, tmp_path / "staged", classes, None)
-    again = keras.saving.load_model(tmp_path / "staged" / "model.keras", safe_mode=True)
-    assert again(photo, training=False).numpy() == pytest.approx(expected, abs=1e-5)
-
-    predict = litert.Predictor((tmp_path / "staged" / "model.tflite").read_bytes(), 32, classes)
-    served = predict(photo[0].astype(np.uint8))
-    assert served.shape == (classes,)
-    assert served.sum() == pytest.approx(1.0, abs=1e-5)
-    assert served[1:] == pytest.approx(expected[0] if classes == 2 else expected[0, 1:], abs=5e-3)
-
-
 def test_golden_images_are_drawn_and_their_scores_replay(tmp_path):
     from trainer import bundle, export, model
 
@@ -288,5 +206,5 @@ def test_the_default_model_at_float16_predicts_what_keras_does(lite0):
     output = keras.layers.Dense(1, "sigmoid")
     network = keras.Model(lite0.input, output(lite0.output))
     photo = picture()
-    predict = litert.Predictor(export.to_litert(network), 224, 2)
+    predict = litert.Predictor(export.to_litert(network, export.Precision()), 224, 2)
     assert predict(photo[0].astype(np.uint8))[1] == pytest.approx(network(photo).numpy()[0, 0], abs=5e-3)

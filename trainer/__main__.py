@@ -1,11 +1,13 @@
-"""The `moodbox-train` command: check | fit | evaluate | models | rollback.
+"""The `moodbox-train` command: see `parser` for what it does.
 
 Invariant: a person who gave wrong input, or pressed Ctrl-C, sees one line on stderr and never a traceback. Exit status
 0: done; 2: input or settings are wrong; 1: something failed; 130: interrupted.
 """
 
 import argparse
+import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +16,32 @@ from typing import Any
 from trainer.errors import FailureError, InputError
 from trainer.settings import Settings, SettingsError, load
 
+# command: the module and function that do it, and the options that it takes
+COMMANDS = {
+    "check": ("trainer.check", "check", ("fix",)),
+    "preview": ("trainer.preview", "preview", ()),
+    "fit": ("trainer.commands", "fit", ("promote", "resume")),
+    "crossvalidate": ("trainer.commands", "crossvalidate", ("groups",)),
+    "evaluate": ("trainer.measuring", "evaluate", ("number",)),
+    "explain": ("trainer.explain", "explain", ("files", "number")),
+    "precisions": ("trainer.measuring", "precisions", ("number",)),
+    "models": ("trainer.commands", "models", ("as_json",)),
+    "rollback": ("trainer.commands", "rollback", ("number",)),
+    "tensorboard": ("trainer.board", "serve", ("port",)),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     asked = parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(asked)
     except KeyboardInterrupt:
-        return complain("interrupted: nothing was published", 130)
+        on = "; `moodbox-train fit --resume` goes on with it" if asked.command == "fit" else ""
+        return complain(f"interrupted: nothing was published{on}", 130)
     except BrokenPipeError:  # `moodbox-train models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -72,23 +90,45 @@ def parser() -> argparse.ArgumentParser:
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("--data", type=Path, metavar="DIR", help="one folder of photos per class; default: dataset.root")
 
+    recipe = argparse.ArgumentParser(add_help=False)
+    recipe.add_argument("--architecture", metavar="NAME", help="efficientnet_lite0, tutorial_cnn or one of Keras's")
+    recipe.add_argument("--epochs", type=int, metavar="N", help="train for at most N epochs")
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("--model", dest="number", type=int, metavar="N", help="the bundle's number; default: the champion")
+
     top = argparse.ArgumentParser("moodbox-train", description="Make and manage the models that moodbox sorts with.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    fit = _add(commands, "fit", "train, measure, publish", [common, data])
-    fit.add_argument("--no-promote", action="store_true", help="do not make the new bundle the champion")
-    fit.add_argument("--architecture", metavar="NAME", help="efficientnet_lite0, tutorial_cnn or one of Keras's")
-    fit.add_argument("--epochs", type=int, metavar="N", help="train for at most N epochs")
+    check = _add(commands, "check", "look at the photos: which can be used, doubles, doubtful labels", [common, data])
+    check.add_argument(
+        "--fix", action="store_true", help="move what looks wrong aside, beside the folder; deletes nothing"
+    )
 
-    _add(commands, "check", "list which photos can be used, and why not the others", [common, data])
+    _add(commands, "preview", "draw one batch of photos, before and after augmentation", [common, data])
 
-    evaluate = _add(commands, "evaluate", "measure a bundle on a folder of photos", [common, data])
-    evaluate.add_argument("--model", type=int, metavar="N", help="the bundle's number; default: the champion")
+    fit = _add(commands, "fit", "train, measure, publish", [common, data, recipe])
+    fit.add_argument("--no-promote", dest="promote", action="store_false", help="do not make it the champion")
+    fit.add_argument("--resume", action="store_true", help="go on with the last run, which did not end")
 
-    _add(commands, "models", "list the bundles", [common])
+    validate = _add(commands, "crossvalidate", "train leaving out a group of photos, and measure on it, for each group",
+                    [common, data, recipe])  # fmt: skip
+    validate.add_argument("--groups", metavar="REGEX", default="", help="its first (…) in a file's name is the group")
+
+    _add(commands, "evaluate", "measure a bundle on a folder of photos", [common, data, one])
+
+    explain = _add(commands, "explain", "show for a photo what the model saw", [common, one])
+    explain.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a photo")
+
+    _add(commands, "precisions", "compare float32, float16 and int8 of a bundle", [common, data, one])
+
+    models = _add(commands, "models", "list the bundles: figures, lineage", [common])
+    models.add_argument("--json", dest="as_json", action="store_true", help="whole manifests, a line for each")
 
     rollback = _add(commands, "rollback", "make an earlier bundle the champion", [common])
     rollback.add_argument("number", type=int, nargs="?", metavar="N", help="default: the champion's parent")
+
+    board = _add(commands, "tensorboard", "show all runs in TensorBoard", [common])
+    board.add_argument("--port", type=int, default=6006, metavar="PORT", help="on this machine alone; default: 6006")
     return top
 
 
@@ -99,20 +139,10 @@ def _add(commands: Any, name: str, text: str, parents: list[argparse.ArgumentPar
 
 
 def dispatch(asked: argparse.Namespace, settings: Settings) -> None:
-    """Call the command's function."""
-    from trainer import commands  # noqa: PLC0415  so that --help answers at once
-
-    match asked.command:
-        case "fit":
-            commands.fit(settings, promote=not asked.no_promote)
-        case "check":
-            commands.check(settings)
-        case "evaluate":
-            commands.evaluate(settings, asked.model)
-        case "models":
-            commands.models(settings)
-        case "rollback":
-            commands.rollback(settings, asked.number)
+    """Call the command's function; its module is imported only now, so that --help answers at once."""
+    module, function, options = COMMANDS[asked.command]
+    call = getattr(importlib.import_module(module), function)
+    call(settings, **{name: getattr(asked, name) for name in options})
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from trainer.manifest import (
 __all__ = [
     "EXPECTED", "FORMAT_VERSION", "GOLDEN", "MANIFEST", "MODEL", "THRESHOLD", "Bundle", "BundleError", "DatasetSummary",
     "Decision", "Expected", "Manifest", "champion", "check_class_name", "check_class_names", "decide",
-    "install_shipped", "load", "numbers", "promote", "publish", "read_manifest",
+    "hashes", "install_shipped", "load", "numbers", "promote", "publish", "read_manifest",
 ]  # fmt: skip
 
 CHAMPION, STAGING = "champion", ".staging-"
@@ -105,6 +105,12 @@ def publish(models: Path, staged: Path, draft: Manifest) -> int:
             if _rename_into_place(hidden, models / str(number)):
                 return number
     raise BundleError(f"{models}: no free bundle number")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a bundle's folder, but the manifest's."""
+    names = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names if name != MANIFEST}
 
 
 def promote(models: Path, number: int) -> None:

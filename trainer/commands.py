@@ -1,68 +1,74 @@
-"""What each `moodbox-train` command does once its settings are read; results go to stdout.
+"""The commands that make and choose models: fit, crossvalidate, models, rollback.
 
-Invariant: only `fit` imports TensorFlow, and only when it has looked at the folder, so that the others, and its own
-first complaints, come at once.
+Invariant: TensorFlow is imported only where something is trained, and only when the folder was looked at, so that the
+other commands, and the first complaints, come at once.
 """
 
 import contextlib
-import itertools
 import os
-import sys
+import shutil
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from trainer import bundle, images, quiet
-from trainer.dataset import Dataset, DatasetError, Unused, class_folders, open_dataset
+from trainer import bundle, lineage, memory, progress, quiet, runs
+from trainer.dataset import class_folders
 from trainer.errors import InputError
+from trainer.output import show_unused, write
 from trainer.photos import Rules
-from trainer.progress import printable
 from trainer.settings import Settings
 
-CHECK_SIZE = 224  # pixels: JPEGs are decoded at a reduced scale then, as for training
 
-
-def fit(settings: Settings, *, promote: bool) -> None:
+def fit(settings: Settings, *, promote: bool, resume: bool) -> None:
     """Train, measure, publish, and make the new bundle the champion."""
     started = time.monotonic()
     class_folders(settings.dataset.root, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
-    with quiet.native_stderr():
-        from trainer import evaluate, train  # noqa: PLC0415  TensorFlow: seconds
+    train = training()
+    from trainer import evaluate  # noqa: PLC0415  scikit-learn: a second
 
     serving = bundle.champion(settings.models.root)
-    with new_workdir(settings, datetime.now(UTC)) as workdir:
+    with runs.opened(settings.trainer.runs, settings.trainer.architecture, datetime.now(UTC), resume=resume) as workdir:
         trained = train.train_and_evaluate(settings, workdir)
-    if promote:
+    guesses = trained.metrics.balanced_accuracy <= 1 / len(trained.data.class_names)
+    if promote and not guesses:
         bundle.promote(settings.models.root, trained.number)
     show_unused(trained.data.unused)
+    for note in trained.data.notes:
+        write(note)
     for table in evaluate.tables(trained.metrics):
         Console().print(table)
-    show_standing(settings, trained.number, serving, promoted=promote)
-    write(f"took {time.monotonic() - started:.0f} s; pictures: {workdir / 'curves.png'} {workdir / 'confusion.png'}")
-    write(f"TensorBoard: {Path(sys.prefix) / 'bin' / 'tensorboard'} --logdir {settings.trainer.runs}")
+    if guesses:
+        write("it is no better than guessing, so it is not made the champion: look at the report, and at the photos")
+    show_standing(settings, trained.number, serving, promoted=promote and not guesses)
+    write(f"took {time.monotonic() - started:.0f} s and {memory.peak() / 1e9:.1f} GB of memory")
+    write(f"report: {workdir / 'report.html'}")
+    write("the curves of all runs: moodbox-train tensorboard")
 
 
-@contextlib.contextmanager
-def new_workdir(settings: Settings, now: datetime) -> Iterator[Path]:
-    """Make a directory for one run, `runs/<UTC time>-<architecture>/`; where the run fails early, remove it again."""
-    architecture = "".join(c if c.isalnum() else "_" for c in settings.trainer.architecture)
-    name = f"{now:%Y%m%dT%H%M%SZ}-{architecture}"
-    for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
-        workdir = settings.trainer.runs / f"{name}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            workdir.mkdir(parents=True)
-            break
-    try:
-        yield workdir
-    finally:
-        with contextlib.suppress(OSError):
-            workdir.rmdir()
+def training() -> ModuleType:
+    """Load TensorFlow, which takes seconds and says things that are no errors, and what trains with it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
+    progress.line("loading TensorFlow")
+    with quiet.native_stderr():
+        from trainer import train  # noqa: PLC0415
+    return train
+
+
+def crossvalidate(settings: Settings, groups: str) -> None:
+    """Train leaving out one group of photos at a time, and measure on it."""
+    started = time.monotonic()
+    class_folders(settings.dataset.root, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
+    training()
+    from trainer import crossvalidate as leaving_out  # noqa: PLC0415
+
+    with runs.opened(settings.trainer.runs, "crossvalidate", datetime.now(UTC), resume=False) as workdir:
+        folds = leaving_out.crossvalidate(settings, groups, workdir)
+    shutil.rmtree(workdir / "features", ignore_errors=True)
+    Console().print(leaving_out.table(folds))
+    write(f"took {time.monotonic() - started:.0f} s and {memory.peak() / 1e9:.1f} GB of memory")
 
 
 def show_standing(settings: Settings, number: int, serving: int | None, *, promoted: bool) -> None:
@@ -78,80 +84,17 @@ def show_standing(settings: Settings, number: int, serving: int | None, *, promo
             write(f"its classes differ from those of bundle {serving}: a running daemon takes it when it is restarted")
 
 
-def check(settings: Settings) -> None:
-    """List which photos would be used, which not and why. Raises DatasetError where they are too few."""
-    data = decoded(settings)
-    counts = data.counts()
-    table = Table("class", title=f"{len(data.photos)} photos can be used", title_justify="left")
-    for split in counts:
-        table.add_column(split, justify="right")
-    for name in data.class_names:
-        table.add_row(Text(name), *(str(counts[split][name]) for split in counts))
-    Console().print(table)
-    show_unused(data.unused)
-    data.require_enough()
-
-
-def models(settings: Settings) -> None:
-    """List the published bundles."""
+def models(settings: Settings, *, as_json: bool) -> None:
+    """List the published bundles with their figures and lineage."""
     root = settings.models.root
     serving, found = bundle.champion(root), bundle.numbers(root)
-    if not found:
+    if as_json:
+        for number in found:
+            write(lineage.as_json(root, number, champion=number == serving))
+    elif not found:
         write(f"no bundles in {root}: `moodbox-train fit --data DIR` makes one")
-        return
-    table = Table("number", "architecture", "classes", "accuracy", "created (UTC)", "parent")
-    for number in found:
-        mark = f"{number} champion" if number == serving else str(number)
-        try:
-            table.add_row(mark, *map(Text, described(bundle.read_manifest(root, number))))
-        except bundle.BundleError as error:
-            table.add_row(mark, Text(str(error)))
-    Console().print(table)
-
-
-def described(manifest: bundle.Manifest) -> tuple[str, str, str, str, str]:
-    """Return what the list of bundles says about one."""
-    accuracy = manifest.metrics.get("accuracy")
-    shown = f"{accuracy:.1%}" if isinstance(accuracy, float) else ""
-    parent = "" if manifest.parent is None else str(manifest.parent)
-    return (
-        manifest.architecture,
-        ", ".join(manifest.class_names),
-        shown,
-        manifest.created[:16].replace("T", " "),
-        parent,
-    )
-
-
-def evaluate(settings: Settings, number: int | None) -> None:
-    """Measure a bundle, the champion by default, on all photos of a folder."""
-    with quiet.native_stderr():
-        if number is None:
-            bundle.install_shipped(settings.models.root)
-        loaded = bundle.load(settings.models.root, known(settings.models.root, number))
-    data = decoded(settings)
-    names = loaded.manifest.class_names
-    if strangers := [name for name in data.class_names if name not in names]:
-        have = f"bundle {loaded.manifest.number} has only {', '.join(names)}"
-        raise DatasetError(f"{printable(data.root)}: class folder {strangers[0]!r}: {have}")
-    from trainer import evaluate as measuring  # noqa: PLC0415  scikit-learn: a second
-    from trainer import replay  # noqa: PLC0415  numpy
-
-    photos = [(data.root / photo.path, names.index(data.class_names[photo.label])) for photo in data.photos]
-    metrics = measuring.evaluate(loaded, photos, settings.tray.max_pixels)
-    show_unused(data.unused)
-    write(f"bundle {loaded.manifest.number}, {loaded.manifest.architecture}")
-    for table in measuring.tables(metrics):
-        Console().print(table)
-    show_taught(replay.taught(loaded, [photo.sha256 for photo in data.photos]))
-
-
-def show_taught(count: int | None) -> None:
-    """Warn where figures come from photos that the model has learned from."""
-    if count is None:
-        write("this bundle keeps no record of its photos: if it learned from some of these, the figures flatter it")
-    elif count:
-        write(f"it has learned from {count} of these photos: the figures flatter it")
+    else:
+        Console().print(lineage.table(root, found, serving))
 
 
 def rollback(settings: Settings, number: int | None) -> None:
@@ -188,20 +131,3 @@ def before(root: Path, serving: int | None) -> int:
     if not earlier:
         raise InputError(f"{root}: there is no bundle before {serving}")
     return earlier[-1]
-
-
-def decoded(settings: Settings) -> Dataset:
-    """Read the dataset, decoding every photo and keeping none."""
-    most = settings.tray.max_pixels
-    return open_dataset(settings, lambda _, photo: images.decode(photo, size=CHECK_SIZE, max_pixels=most))
-
-
-def show_unused(unused: tuple[Unused, ...]) -> None:
-    """List every file that is not used, with its reason."""
-    for file in unused:
-        write(f"not used: {printable(file.path)}: {printable(file.reason)}")
-
-
-def write(text: str) -> None:
-    """Write a line of result."""
-    sys.stdout.write(text + "\n")

@@ -1,29 +1,49 @@
-"""Reads class folders: which photos can be used, which cannot and why, and which split each belongs to.
+"""Reads class folders: which photos can be used, which cannot and why, and which split each belongs to (see `splits`).
 
-Invariant: a photo's split depends on its bytes alone, so it stays in training, validation or test for ever, whatever is
-added, renamed or removed. Each file is read and decoded once, no pixels are kept, and no file goes unmentioned: it is
-used, listed as unused with a reason, or hidden.
+Invariant: each file is read and decoded once, no pixels are kept, and no file goes unmentioned: it is used, listed as
+unused with a reason, or hidden.
 """
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import split_record, splits, twins
+from trainer.doubles import Unused, unique
 from trainer.errors import InputError
 from trainer.images import ImageError
 from trainer.manifest import check_class_names
 from trainer.photos import Rules, in_chunks, read_bytes, walk
-from trainer.progress import printable, track
+from trainer.progress import line, printable, track
 from trainer.settings import Settings
+from trainer.split_record import SPLITS, Record
+from trainer.splits import Drawn, Found, Fractions
 
-SPLITS = ("train", "validation", "test")
+__all__ = [
+    "MINIMUM", "SPLITS", "Dataset", "DatasetError", "Fractions", "Photo", "Prepare", "Unused", "class_folders",
+    "open_dataset", "read",
+]  # fmt: skip
 MINIMUM = {"train": 5, "validation": 2, "test": 2}  # photos per class; below, no figure means anything
+MANY = 50_000  # photos; looking for near duplicates among so many takes more than five seconds
+BESIDE = "lies beside the class folders, in none of them"
 
-Prepare = Callable[[str, bytes], object]  # (sha256, bytes): raises ImageError where the photo cannot be used
+
+class Prepared(Protocol):
+    """A photo that was decoded; its pixels, uint8 (H, W, 3), are asked for only where it is new."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]: ...
+
+
+Prepare = Callable[[str, bytes], Prepared]  # (sha256, bytes): raises ImageError where the photo cannot be used
 
 
 class DatasetError(InputError):
@@ -40,46 +60,20 @@ class Photo:
     split: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unused:
-    """A file that is not used, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    path: str
-    label: int
-    sha256: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class Fractions:
-    """How much of the photos is held out."""
-
-    validation: float
-    test: float
-
-    def split(self, sha256: str) -> str:
-        """Return the split of the photo with this hash; the first 64 bits decide."""
-        position = int(sha256[:16], 16) / 2**64
-        if position < self.test:
-            return "test"
-        return "validation" if position < self.test + self.validation else "train"
-
-
 @dataclass(frozen=True)
 class Dataset:
-    """The photos of a folder, sorted by class and hash; paths are relative to `root`."""
+    """The photos of a folder, sorted by class and hash; paths are relative to `root`.
+
+    `twins` are the groups of near duplicates among them, `notes` what went wrong and cost no photo.
+    """
 
     root: Path
     class_names: tuple[str, ...]
     photos: tuple[Photo, ...]
     unused: tuple[Unused, ...]
     fractions: Fractions
+    twins: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -109,39 +103,51 @@ class Dataset:
                 raise DatasetError(_too_few(name, {split: counts[split][name] for split in SPLITS}, self.fractions))
 
 
-def open_dataset(settings: Settings, prepare: Prepare) -> Dataset:
+def open_dataset(settings: Settings, prepare: Prepare, *, record: bool = True) -> Dataset:
     """Read the folder that `[dataset]` names, by the rules of `[tray]` and `[trainer]`; see `read`."""
     fractions = Fractions(settings.trainer.validation_fraction, settings.trainer.test_fraction)
-    return read(settings.dataset.root, prepare, fractions, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
+    rules = Rules(settings.tray.ignore, settings.tray.max_file_bytes)
+    return read(settings.dataset.root, prepare, fractions, rules, record=record)
 
 
-def read(root: Path, prepare: Prepare, fractions: Fractions, rules: Rules) -> Dataset:
+def read(root: Path, prepare: Prepare, fractions: Fractions, rules: Rules, *, record: bool = True) -> Dataset:
     """Read every photo below the class folders of `root` once: hash it, and hand its bytes to `prepare`.
 
-    Raises DatasetError where `root` holds no classes or not one photo that can be used.
+    With `record` the splits are looked up and recorded in `root`; without it (a folder that is only measured on) the
+    record is neither read nor written. Raises DatasetError where `root` holds no classes or not one photo that can be
+    used, and DamagedRecordError.
     """
     class_names, beside = class_folders(root, rules)
-    found = [(path, label) for label, name in enumerate(class_names) for path in walk(root, name, rules)]
+    known = split_record.read(root) if record else {}
+    paths = [(path, label) for label, name in enumerate(class_names) for path in walk(root, name, rules)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        results = in_chunks(pool, lambda item: _read(root, *item, prepare, rules), found)
-        outcomes = list(track(results, len(found), "photos read"))
-    broken = [Unused(o.path, o.problem) for o in outcomes if o.problem]
-    photos, doubles = _without_doubles([o for o in outcomes if not o.problem], class_names, fractions)
-    unused = tuple(sorted([*beside, *broken, *doubles], key=lambda u: u.path))
-    if not photos:
-        raise DatasetError(_nothing_left(root, len(found), unused))
-    return Dataset(root, class_names, photos, unused, fractions)
+        results = in_chunks(pool, lambda item: _read(root, *item, prepare, rules, known), paths)
+        outcomes = list(track(results, len(paths), "photos read"))
+    broken = [outcome for outcome in outcomes if isinstance(outcome, Unused)]
+    once = unique([outcome for outcome in outcomes if isinstance(outcome, Found)], class_names)
+    if len(once.photos) >= MANY:
+        line(f"looking for near duplicates among {len(once.photos):,} photos")
+    if record:
+        drawn, note = splits.settle(root, once.photos, fractions, known)
+    else:
+        drawn, note = splits.draw(once.photos, {}, fractions), ""
+    unused = tuple(sorted([*beside, *broken, *once.unused(drawn)], key=lambda u: u.path))
+    if not drawn.splits:
+        raise DatasetError(_nothing_left(root, len(paths), unused))
+    if note:
+        line(note)
+    return _dataset(root, class_names, once.photos, unused, fractions, drawn, note)
 
 
 def class_folders(root: Path, rules: Rules) -> tuple[tuple[str, ...], list[Unused]]:
     """Return the class names, and what lies beside the class folders. Raises DatasetError."""
     try:
-        entries = sorted((e for e in os.scandir(root) if not rules.skips(e.name)), key=lambda e: e.name)
+        entries = sorted((e for e in os.scandir(root) if not _skipped(e.name, rules)), key=lambda e: e.name)
     except OSError as error:
         raise DatasetError(f"{printable(root)}: the folder of photos cannot be read: {error.strerror}") from None
     folders = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
     beside = [
-        Unused(e.name, "a link is not followed" if e.is_symlink() else "lies beside the class folders, in none of them")
+        Unused(e.name, "a link is not followed" if e.is_symlink() else BESIDE, "beside")
         for e in entries
         if not e.is_dir(follow_symlinks=False)
     ]
@@ -155,38 +161,40 @@ def class_folders(root: Path, rules: Rules) -> tuple[tuple[str, ...], list[Unuse
         raise DatasetError(f"{printable(root)}: {error}: rename that folder") from None
 
 
-def _read(root: Path, path: str, label: int, prepare: Prepare, rules: Rules) -> _Read:
+def _skipped(name: str, rules: Rules) -> bool:
+    return rules.skips(name) or split_record.NAME in name  # its temporary name too, whatever tray.ignore says
+
+
+def _read(root: Path, path: str, label: int, prepare: Prepare, rules: Rules, known: Record) -> Found | Unused:
     try:
         data = read_bytes(root / path, rules.max_file_bytes)
     except OSError as error:
-        return _Read(path, label, "", f"cannot be read: {error.strerror}")
+        return Unused(path, f"cannot be read: {error.strerror}")
     except ValueError as error:
-        return _Read(path, label, "", str(error))
+        return Unused(path, str(error))
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        prepare(sha256, data)
+        prepared = prepare(sha256, data)
     except ImageError as error:
-        return _Read(path, label, sha256, f"{error.code}: {error}")
-    return _Read(path, label, sha256, "")
+        return Unused(path, f"{error.code}: {error}", "broken")
+    phash = known[sha256].phash if sha256 in known else twins.fingerprint(prepared.pixels)
+    return Found(path, label, sha256, phash)
 
 
-def _without_doubles(
-    read_photos: Sequence[_Read], class_names: Sequence[str], fractions: Fractions
-) -> tuple[tuple[Photo, ...], list[Unused]]:
-    """Keep one of each content; none of them where the same content is in two classes."""
-    twins: dict[str, list[_Read]] = defaultdict(list)
-    for photo in read_photos:
-        twins[photo.sha256].append(photo)
-    photos, unused = [], []
-    for sha256, same in twins.items():
-        first = same[0]
-        if len(labels := {photo.label for photo in same}) > 1:
-            where = " and ".join(repr(class_names[label]) for label in sorted(labels))
-            unused += [Unused(p.path, f"the same photo is in {where}: remove the wrong one") for p in same]
-            continue
-        photos.append(Photo(first.path, first.label, sha256, fractions.split(sha256)))
-        unused += [Unused(p.path, f"the same photo as {printable(first.path)}") for p in same[1:]]
-    return tuple(sorted(photos, key=lambda p: (p.label, p.sha256))), unused
+def _dataset(
+    root: Path,
+    class_names: tuple[str, ...],
+    found: Sequence[Found],
+    unused: tuple[Unused, ...],
+    fractions: Fractions,
+    drawn: Drawn,
+    note: str,
+) -> Dataset:
+    used = [Photo(f.path, f.label, f.sha256, drawn.splits[f.sha256]) for f in found if f.sha256 in drawn.splits]
+    paths = {photo.sha256: photo.path for photo in used}
+    groups = tuple(tuple(paths[sha256] for sha256 in group) for group in drawn.twins)
+    photos = tuple(sorted(used, key=lambda p: (p.label, p.sha256)))
+    return Dataset(root, class_names, photos, unused, fractions, groups, (note,) if note else ())
 
 
 def _nothing_left(root: Path, found: int, unused: Sequence[Unused]) -> str:

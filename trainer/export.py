@@ -5,14 +5,19 @@ class names, whatever the Keras model's last layer was. The golden images are dr
 """
 
 import importlib.metadata
+import itertools
 import json
 import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from trainer import images
@@ -22,14 +27,39 @@ from trainer.replay import REPLAY, Replay
 
 TOLERANCE = 0.01  # kernels of LiteRT differ between CPUs by float16 rounding: about 1e-3 in a probability
 LIBRARIES = ("tensorflow", "keras", "ai-edge-litert", "numpy", "pillow", "moodbox")
+SAMPLES = 200  # pictures that show the int8 converter which values occur
 YELLOW, BLUE, BLACK, WHITE = (250, 210, 60), (60, 90, 170), (20, 20, 20), (255, 255, 255)
 
 
-def stage(model: keras.Model, folder: Path, classes: int, replay: Replay | None) -> None:
+@dataclass(frozen=True)
+class Precision:
+    """How the served weights are kept: "float32", "float16" or "int8"; the last needs `pictures`, float32 batches."""
+
+    name: str = "float16"
+    pictures: Iterable[NDArray[Any]] = ()
+
+    def prepare(self, converter: Any) -> None:
+        """Set up a converter."""
+        if self.name != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if self.name == "float16":  # half the size of float32 at the same accuracy and speed
+            converter.target_spec.supported_types = [tf.float16]
+        if self.name == "int8":
+            converter.representative_dataset = self._samples
+
+    def _samples(self) -> Iterator[list[NDArray[Any]]]:
+        pictures = (picture for batch in self.pictures for picture in batch)
+        for picture in itertools.islice(pictures, SAMPLES):
+            yield [picture[np.newaxis]]
+
+
+def stage(
+    model: keras.Model, folder: Path, classes: int, replay: Replay | None, precision: Precision | None = None
+) -> None:
     """Write all files of a bundle but its manifest into the new `folder`."""
     size = int(model.input_shape[1])
     (folder / "golden").mkdir(parents=True)
-    flat_buffer = to_litert(model)
+    flat_buffer = to_litert(model, precision or Precision())
     (folder / "model.tflite").write_bytes(flat_buffer)
     model.save(folder / "model.keras")
     with native_stderr():  # LiteRT names its delegate, once per process
@@ -39,8 +69,8 @@ def stage(model: keras.Model, folder: Path, classes: int, replay: Replay | None)
         replay.write(folder / REPLAY)
 
 
-def to_litert(model: keras.Model) -> bytes:
-    """Convert to LiteRT with float16 weights: half the size of float32 at the same accuracy and speed."""
+def to_litert(model: keras.Model, precision: Precision) -> bytes:
+    """Convert to LiteRT; whatever the precision, pixels and probabilities stay float32."""
 
     def serve(image: tf.Tensor) -> tf.Tensor:
         scores = model(image, training=False)
@@ -52,8 +82,7 @@ def to_litert(model: keras.Model) -> bytes:
     owner = tf.Module()
     owner.weights = [weight.value for weight in model.weights]
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()], owner)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
+    precision.prepare(converter)
     with native_stderr():
         flat_buffer: bytes = converter.convert()
     return flat_buffer

@@ -1,129 +1,150 @@
-"""Trains a network on a view of prepared photos: a head on a frozen backbone, or all of it.
+"""Trains a network on a view of prepared photos: a head and the upper blocks of a backbone, or all of a network.
 
 Invariant: only the training and validation photos teach anything here; the features of the test photos are computed for
 the bundle's replay, and not looked at.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer import callbacks, input_pipeline, model
+from trainer import augment, board, features, heads, input_pipeline, memory, model, transfer
+from trainer.callbacks import EpochOrder, EpochStream, Stage, guarded, history, restore_best, watching
 from trainer.dataset import SPLITS
-from trainer.progress import track
+from trainer.features import Maps, Parts
+from trainer.plan import Plan
 from trainer.tables import Trainer
 
+SHOWN = 16  # photos in TensorBoard
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained: the settings, with the architecture's own values where they say nothing."""
-
-    architecture: model.Architecture
-    image_size: int
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    seed: int
-
-    @classmethod
-    def of(cls, asked: Trainer) -> "Plan":
-        """Resolve the [trainer] table. Raises ArchitectureError."""
-        own = model.find(asked.architecture)
-        size, epochs = asked.image_size or own.image_size, asked.epochs or own.epochs
-        if size < own.smallest:
-            raise model.ArchitectureError(f"image_size {size}: {own.name} needs at least {own.smallest}")
-        return cls(own, size, asked.batch_size, epochs, asked.learning_rate or own.learning_rate, asked.seed)
-
-    def backbone(self) -> keras.Model | None:
-        """Return the pretrained part; None where all is trained. Raises ArchitectureError, DownloadError."""
-        build = self.architecture.backbone
-        return None if build is None else build(self.image_size)
+__all__ = ["Fitted", "Plan", "View", "examples", "fit"]
 
 
 @dataclass(frozen=True)
 class View:
-    """The photos of a run on disk: `root/<split>/<class>/<sha256>.png`."""
+    """The photos of a run on disk: `root/<split>/<class>/<sha256>.png`; `labels` has those of each split, in order."""
 
     root: Path
     class_names: tuple[str, ...]
+    labels: Mapping[str, Sequence[int]]
 
-    def stream(self, split: str, plan: Plan, *, shuffled: bool = False) -> tf.data.Dataset:
+    def stream(self, split: str, size: int, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
         """Return a split as batches; see input_pipeline.stream."""
-        seed = plan.seed if shuffled else None
-        return input_pipeline.stream(self.root / split, self.class_names, plan.image_size, plan.batch_size, seed)
+        return input_pipeline.stream(self.root / split, self.class_names, size, batch_size, seed)
 
+    def batches(self, plan: Plan, splits: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """Yield the pictures of these splits in order, a few at a time."""
+        for split in splits:
+            for images, _ in self.stream(split, plan.image_size, features.CHUNK).as_numpy_iterator():
+                yield images
 
-@dataclass(frozen=True)
-class Features:
-    """What a frozen backbone makes of a split: `values` float16 (N, F) and `labels` int (N,), in the stream's order."""
+    def thumbnails(self, split: str, side: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield the pictures of a split, uint8 (n, side, side, 3), in order, a few at a time."""
+        for images, _ in self.stream(split, side, features.CHUNK).as_numpy_iterator():
+            yield images.astype(np.uint8)
 
-    values: NDArray[np.float16]
-    labels: NDArray[np.int32]
+    def rows(self, split: str) -> NDArray[np.int_]:
+        """Return which rows of the arrays, in the order of SPLITS, are a split's."""
+        start = sum(len(self.labels[before]) for before in SPLITS[: SPLITS.index(split)])
+        return np.arange(start, start + len(self.labels[split]))
 
-    def tensors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return x and y for Keras."""
-        return self.values.astype(np.float32), self.labels
+    def all_labels(self) -> NDArray[np.int_]:
+        """Return the class indices of all photos, in the order of SPLITS."""
+        return np.array([label for split in SPLITS for label in self.labels[split]], np.int_)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained network, its curves by name, and the features of each split (none where all of it was trained)."""
+    """A trained classifier and its curves by stage.
+
+    `features` are those of all photos in the order of SPLITS (None where all of the network was trained), `dropped` the
+    rows of the training photos that were left out because their labels were doubted.
+    """
 
     network: keras.Model
-    history: Mapping[str, Sequence[float]]
-    features: Mapping[str, Features]
+    histories: Mapping[str, Mapping[str, Sequence[float]]]
+    features: Maps | None
+    dropped: Sequence[int] = ()
 
 
-def fit(plan: Plan, backbone: keras.Model | None, view: View, logs: Path) -> Fitted:
-    """Train, writing TensorBoard's events to `logs`: a head where there is a backbone, else all of the network."""
-    callbacks.show_batch(logs, next(iter(view.stream("train", plan, shuffled=True)))[0])
-    watching = [callbacks.tensorboard(logs), callbacks.EpochProgress(plan.epochs)]
+def fit(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:
+    """Train as the plan says; `workdir` keeps what an interrupted training needs to go on."""
+    backbone = plan.backbone()
+    show_batch(plan, view, workdir / "tensorboard" / "photos")
     if backbone is None:
-        return fit_whole(plan, view, watching)
-    return fit_head(plan, backbone, view, [callbacks.early_stopping(), *watching])
+        return fit_whole(asked, plan, view, workdir)
+    parts = Parts.of(backbone, plan.architecture.cut if plan.fine_tune else "")
+    shown = examples(plan, parts, view, workdir / "features", SPLITS[:1])
+    if parts.upper is not None:
+        memory.require(parts.upper, plan.batch_size)
+    done = transfer.train(asked, plan, parts, shown, workdir)
+    return Fitted(done.network, done.histories, done.pooled, tuple(map(int, done.dropped)))
 
 
-def fit_whole(plan: Plan, view: View, watching: list[keras.callbacks.Callback]) -> Fitted:
+def show_batch(plan: Plan, view: View, logs: Path) -> None:
+    """Show a few training photos in TensorBoard, augmented, too, where they will be."""
+    photos, labels = next(view.stream("train", plan.image_size, SHOWN, plan.seed).as_numpy_iterator())
+    changed = augment.augment(photos, augment.layers(plan.seed)).numpy() if plan.fine_tune else None
+    board.show_batch(logs, photos, labels, view.class_names, changed)
+
+
+def examples(plan: Plan, parts: Parts, view: View, folder: Path, augmented: Sequence[str]) -> transfer.Examples:
+    """Return all photos as feature maps, those of the splits in `augmented`, the first ones, augmented, too."""
+    labels = view.all_labels()
+    clean = features.compute(
+        parts.lower, view.batches(plan, SPLITS), len(labels), folder / "clean.npy", "batches of features"
+    )
+    copies = [clean]
+    if parts.upper is not None:
+        layers = augment.layers(plan.seed)
+        changed = (augment.augment(images, layers) for images in view.batches(plan, augmented))
+        count = sum(len(view.labels[split]) for split in augmented)
+        copies += [
+            features.compute(parts.lower, changed, count, folder / "augmented.npy", "batches of augmented features")
+        ]
+    return transfer.Examples(view.class_names, copies, labels, view.rows("train"), view.rows("validation"))
+
+
+def fit_whole(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:
     """Train all of a network, streaming the photos from disk in each epoch."""
-    network = model.tutorial_cnn(plan.image_size, len(view.class_names))
-    model.compile_for(network, len(view.class_names), plan.learning_rate)
-    curves = network.fit(
-        view.stream("train", plan, shuffled=True),
-        validation_data=view.stream("validation", plan),
-        epochs=plan.epochs,
-        callbacks=watching,
-        shuffle=False,  # the stream does that
-        verbose=0,
-    )
-    return Fitted(network, curves.history, {})
+    classes = len(view.class_names)
+    stage = Stage("whole", workdir, plan.epochs)
+    network = model.tutorial_cnn(plan.image_size, classes)
+    memory.require(network, plan.batch_size)
+    heads.compile_for(network, classes, keras.optimizers.Adam(plan.learning_rate))
+    encode = _with_targets(classes)
+    validation = view.stream("validation", plan.image_size, plan.batch_size).map(encode)
+
+    def epoch_of(epoch: int) -> tf.data.Dataset:
+        return view.stream("train", plan.image_size, plan.batch_size, plan.seed + epoch).map(encode)
+
+    stream = EpochStream(epoch_of, math.ceil(len(view.labels["train"]) / plan.batch_size))
+    callbacks = [EpochOrder(stream), *watching(stage, asked, validation=validation, class_names=view.class_names)]
+    with guarded(stage, callbacks):
+        network.fit(
+            stream,
+            validation_data=validation,
+            epochs=plan.epochs,
+            callbacks=callbacks,
+            class_weight=heads.class_weights(np.array(view.labels["train"], np.int_), classes),
+            shuffle=False,  # the stream does that
+            verbose=0,
+        )
+    restore_best(network, stage)
+    return Fitted(network, {"whole": history(stage)}, None)
 
 
-def fit_head(plan: Plan, backbone: keras.Model, view: View, watching: list[keras.callbacks.Callback]) -> Fitted:
-    """Compute the frozen backbone's features once, train a head on them, and join the two."""
-    features = {split: extract(backbone, view, split, plan) for split in SPLITS}
-    head = model.head(features["train"].values, len(view.class_names))
-    model.compile_for(head, len(view.class_names), plan.learning_rate)
-    curves = head.fit(
-        *features["train"].tensors(),
-        validation_data=features["validation"].tensors(),
-        batch_size=plan.batch_size,
-        epochs=plan.epochs,
-        callbacks=watching,
-        verbose=0,
-    )
-    return Fitted(model.assemble(backbone, head, len(view.class_names)), curves.history, features)
+def _with_targets(classes: int) -> Any:
+    def convert(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if classes == 2:  # noqa: PLR2004
+            return images, tf.cast(labels, tf.float32)[:, tf.newaxis]
+        return images, tf.one_hot(labels, classes)
 
-
-def extract(backbone: keras.Model, view: View, split: str, plan: Plan) -> Features:
-    """Compute a split's features in one pass; float16, as the bundle's replay keeps them."""
-    stream = view.stream(split, plan)
-    values, labels = [], []
-    for images, batch_labels in track(stream, int(stream.cardinality()), f"batches of {split} features"):
-        values.append(backbone.predict_on_batch(images).astype(np.float16))
-        labels.append(batch_labels.numpy())
-    return Features(np.concatenate(values), np.concatenate(labels))
+    return tf.autograph.experimental.do_not_convert(convert)

@@ -1,8 +1,7 @@
-"""The architectures by name, and the heads that are trained on them.
+"""The architectures by name.
 
-Invariant: every model takes float32 (N, S, S, 3), RGB in [0, 255], as the prepared photos hold it, and gives
-probabilities: one sigmoid unit (of class 1) for two classes, a softmax for more. Normalisation is inside the model, as
-ordinary layers: no Lambda and no custom layer, so that `safe_mode` can load what was saved.
+Invariant: every network takes float32 (N, S, S, 3), RGB in [0, 255], as the prepared photos hold it. Normalisation is
+inside, as ordinary layers: no Lambda and no custom layer, so that `safe_mode` can load what was saved.
 """
 
 import contextlib
@@ -19,12 +18,9 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from trainer import efficientnet_lite
+from trainer import efficientnet_lite, heads
 from trainer.errors import FailureError, InputError
 
-LOGISTIC_C = 3e-3  # scikit-learn's C of the head; measured on photos of collectors that it was not trained on
-HEAD_DROPOUT = 0.2
-LEAST_VARIANCE = 0.01  # of the mean over the features; on real photos, none is below
 OWN_SIZES = {
     "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300, "EfficientNetB4": 380, "EfficientNetB5": 456,
     "EfficientNetB6": 528, "EfficientNetB7": 600, "EfficientNetV2B1": 240, "EfficientNetV2B2": 260,
@@ -45,7 +41,8 @@ class DownloadError(FailureError):
 class Architecture:
     """What an architecture asks for where the settings say nothing.
 
-    `backbone(size)` gives the pretrained part that stays frozen; None: the whole network is trained.
+    `backbone(size)` gives the pretrained part; None: there is none, and the whole network is trained. `cut` names the
+    layer behind which it is fine-tuned; empty: it stays frozen.
     """
 
     name: str
@@ -54,6 +51,7 @@ class Architecture:
     learning_rate: float
     backbone: Callable[[int], keras.Model] | None
     smallest: int = 32
+    cut: str = ""
 
 
 def efficientnet_lite0(size: int) -> keras.Model:
@@ -67,7 +65,7 @@ def efficientnet_lite0(size: int) -> keras.Model:
 # Three convolutions and poolings leave one of 22 pixels.
 TUTORIAL_CNN = Architecture("tutorial_cnn", 256, epochs=20, learning_rate=1e-3, backbone=None, smallest=22)
 EFFICIENTNET_LITE0 = Architecture(
-    "efficientnet_lite0", 224, epochs=100, learning_rate=1e-3, backbone=efficientnet_lite0
+    "efficientnet_lite0", 224, epochs=5, learning_rate=3e-4, backbone=efficientnet_lite0, cut="block10_add"
 )
 
 
@@ -81,7 +79,7 @@ def find(name: str) -> Architecture:
         proper = applications[name.lower()]
         backbone = functools.partial(application_backbone, proper)
         return dataclasses.replace(
-            EFFICIENTNET_LITE0, name=proper, image_size=OWN_SIZES.get(proper, 224), backbone=backbone
+            EFFICIENTNET_LITE0, name=proper, image_size=OWN_SIZES.get(proper, 224), backbone=backbone, cut=""
         )
     close = difflib.get_close_matches(name.lower(), [*known, *applications], n=1)
     hint = f"did you mean {known[close[0]].name if close[0] in known else applications[close[0]]}? " if close else ""
@@ -100,7 +98,7 @@ def tutorial_cnn(size: int, classes: int) -> keras.Model:
         model.add(layers.MaxPooling2D())
     model.add(layers.Flatten())
     model.add(layers.Dense(256, activation="relu"))
-    model.add(_output(classes))
+    model.add(heads.output(classes))
     return model
 
 
@@ -139,65 +137,6 @@ def preprocessing_layer(preprocess: Callable[[NDArray[Any]], NDArray[Any]]) -> l
     layer.build((None, None, None, 3))
     layer.set_weights([matrix.reshape(1, 1, 3, 3), offset])
     return layer
-
-
-def head(features: NDArray[np.float16], classes: int) -> keras.Model:
-    """Return a logistic head for these training features (N, F): standardised, dropout, L2 like LOGISTIC_C.
-
-    It starts from zero, since the problem is convex.
-    """
-    # scikit-learn minimises C * (sum of losses) + |w|^2 / 2, Keras the mean of losses + l2 * |w|^2
-    l2 = keras.regularizers.L2(1 / (2 * LOGISTIC_C * len(features)))
-    return keras.Sequential(
-        [
-            keras.Input((features.shape[1],), name="features"),
-            _standardising(features),
-            layers.Dropout(HEAD_DROPOUT, name="dropout"),
-            _output(classes, kernel_regularizer=l2, kernel_initializer="zeros"),
-        ],
-        name="head",
-    )
-
-
-def _standardising(features: NDArray[np.float16]) -> layers.Normalization:
-    """Return what `Normalization.adapt` would give, but for features that hardly vary: theirs is a least variance.
-
-    Among a few photos a feature may be almost constant; divided by its deviation, it would outvote all others in the
-    first photo that has it.
-    """
-    values = features.astype(np.float32)
-    variance = values.var(axis=0)
-    least = LEAST_VARIANCE * variance.mean() + keras.config.epsilon()
-    return layers.Normalization(mean=values.mean(axis=0), variance=np.maximum(variance, least), name="standardise")
-
-
-def assemble(backbone: keras.Model, trained: keras.Model, classes: int) -> keras.Model:
-    """Join a backbone and its trained head into one model, with the standardising folded into the last layer.
-
-    Folded, the served model is smaller, and no 1 / deviation has to fit into its float16.
-    """
-    normalise = trained.get_layer("standardise")
-    mean, deviation = np.asarray(normalise.mean)[0], np.sqrt(np.asarray(normalise.variance)[0])
-    kernel, bias = trained.get_layer("probabilities").get_weights()
-    folded = kernel / deviation[:, np.newaxis]
-    output = _output(classes)
-    model = keras.Model(backbone.input, output(backbone.output), name=backbone.name)
-    output.set_weights([folded, bias - mean @ folded])
-    return model
-
-
-def compile_for(model: keras.Model, classes: int, learning_rate: float) -> None:
-    """Compile with Adam and cross-entropy; `cross_entropy` is also a metric, since `loss` has the L2 penalty in it."""
-    binary = classes == 2  # noqa: PLR2004
-    loss = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
-    metric = keras.metrics.MeanMetricWrapper(loss(reduction=None), name="cross_entropy")
-    model.compile(keras.optimizers.Adam(learning_rate), loss(), metrics=["accuracy", metric])
-
-
-def _output(classes: int, **options: Any) -> layers.Dense:
-    if classes == 2:  # noqa: PLR2004
-        return layers.Dense(1, activation="sigmoid", name="probabilities", **options)
-    return layers.Dense(classes, activation="softmax", name="probabilities", **options)
 
 
 def _line(error: Exception) -> str:

@@ -47,13 +47,6 @@ def walk(root: Path, folder: str, rules: Rules) -> Iterator[str]:
             yield f"{folder}/{entry.name}"
 
 
-def _in_chunks(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """Map in order, with few items in flight: `pool.map` alone would queue a million of them."""
-    rest = iter(items)
-    while chunk := list(itertools.islice(rest, CHUNK)):
-        yield from pool.map(work, chunk)
-
-
 def read_bytes(path: Path, most: int) -> bytes:
     """Return a file's bytes; ValueError, with a reason, where it is not to be read, OSError where it cannot be."""
     if path.is_symlink():

@@ -45,10 +45,10 @@ def read(bundle: Bundle) -> Replay | None:
         return Replay(**stored)
 
 
-def taught(bundle: Bundle, hashes: Sequence[str]) -> int | None:
-    """Count the photos that this bundle was trained or validated on; None where it keeps no record."""
+def learned(bundle: Bundle, hashes: Sequence[str]) -> list[bool] | None:
+    """Tell for each photo whether this bundle was trained or validated on it; None where it keeps no record."""
     replay = read(bundle)
     if replay is None:
         return None
     known = replay.sha256_prefix[replay.splits != SPLITS.index("test")]
-    return int(np.isin(prefixes(hashes), known).sum())
+    return [bool(found) for found in np.isin(prefixes(hashes), known)]

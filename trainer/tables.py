@@ -99,3 +99,12 @@ class Trainer(Table):
     seed: int = Field(0, ge=0, lt=2**31)
     validation_fraction: float = Field(0.15, gt=0.0, lt=0.5)
     test_fraction: float = Field(0.15, gt=0.0, lt=0.5)
+    fine_tune: bool = True
+    drop_suspects: float = Field(0.0, ge=0.0, le=0.3)
+    label_smoothing: float = Field(0.1, ge=0.0, le=0.5)
+    patience: int = Field(5, ge=1)
+    stop_at_accuracy: float = Field(0.0, ge=0.0, le=1.0)
+    stop_below_loss: float = Field(0.0, ge=0.0)
+    hooks: str = ""
+    profile: bool = False
+    precision: Literal["float32", "float16", "int8"] = "float16"

@@ -1,21 +1,22 @@
 """One training run, from class folders to a published bundle.
 
-Invariant: the test photos are judged once, at the end, by the exported model; validation photos choose when to stop. A
-run that fails or is interrupted publishes nothing. The same photos, settings and seed give the same model on the same
-machine.
+Invariant: the test photos are judged once, at the end, by the exported model; validation photos choose when to stop and
+where the threshold is. A run that fails or is interrupted publishes nothing, and one that was interrupted goes on where
+it was. The same photos, settings and seed give the same model on the same machine.
 """
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import bundle, charts, export, prepared, replay
+from trainer import bundle, calibration, evaluate, export, prepared, replay, results, runs
 from trainer.dataset import SPLITS, Dataset, open_dataset
-from trainer.evaluate import Metrics, evaluate
 from trainer.fit import Fitted, Plan, View, fit
 from trainer.images import PREPROCESSING_VERSION
 from trainer.settings import Settings
@@ -23,42 +24,40 @@ from trainer.settings import Settings
 
 @dataclass(frozen=True)
 class Trained:
-    """The bundle that a run published, and what was measured on the test photos, and which photos there were."""
+    """The bundle that a run published, what was measured on the test photos, and which photos there were."""
 
     number: int
-    metrics: Metrics
+    metrics: evaluate.Metrics
     data: Dataset
 
 
 def train_and_evaluate(settings: Settings, workdir: Path) -> Trained:
-    """Train on the dataset, measure on its test photos, and publish; `workdir` is the run's own new directory.
+    """Train on the dataset, measure on its test photos, and publish; `workdir` is the run's own directory.
 
-    Raises DatasetError, ArchitectureError, DownloadError, BundleError.
+    Raises InputError (DatasetError, ArchitectureError …), DownloadError, BundleError.
     """
+    started = time.monotonic()
     make_repeatable(settings.trainer.seed)
     plan = Plan.of(settings.trainer)
-    backbone = plan.backbone()
-
-    cache = prepared.Cache(settings.trainer.runs / "prepared", plan.image_size, settings.tray.max_pixels)
-    data = open_dataset(settings, cache.add)
+    data = prepare(settings, plan)
     data.require_enough()
-    view = View(workdir / "data", data.class_names)
-    prepared.link(cache, ((p.split, data.class_names[p.label], p.sha256) for p in data.photos), view.root)
+    runs.begin(workdir, asked(settings, data))
+    view = open_view(settings, plan, data, workdir / "data")
 
-    fitted = fit(plan, backbone, view, workdir / "tensorboard")
+    fitted = fit(settings.trainer, plan, view, workdir)
 
     staged = workdir / "staged"
-    export.stage(fitted.network, staged, len(data.class_names), replay_of(data, fitted))
-    draft = draft_manifest(settings, plan, data)
-    served = bundle.Bundle(staged, draft, (staged / bundle.MODEL).read_bytes())
-    test = [(view.root / "test" / data.class_names[p.label] / f"{p.sha256}.png", p.label) for p in data.of("test")]
-    metrics = evaluate(served, test, settings.tray.max_pixels)
-    charts.draw_curves(fitted.history, workdir / "curves.png")
-    charts.draw_confusion(metrics, workdir / "confusion.png")
+    stage(settings, plan, view, data, fitted, staged)
+    served = opened(staged, draft_manifest(settings, plan, data))
+    served = with_threshold(served, data, settings)
+    predictions = evaluate.predict(served, files_of(data, "test"), settings.tray.max_pixels)
+    metrics = evaluate.measure(served, predictions)
 
-    draft = draft.model_copy(update={"metrics": metrics.as_json()})
+    facts = results.facts(settings, plan, data, fitted, time.monotonic() - started)
+    results.show(served, predictions, metrics, fitted, facts, view, settings, workdir)
+    draft = served.manifest.model_copy(update={"metrics": metrics.as_json()})
     number = bundle.publish(settings.models.root, staged, draft)
-    shutil.rmtree(staged)
+    runs.finish(workdir, {"bundle": number, "metrics": metrics.as_json(), "facts": dict(facts)})
     return Trained(number, metrics, data)
 
 
@@ -68,13 +67,65 @@ def make_repeatable(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def cache_of(settings: Settings, plan: Plan) -> prepared.Cache:
+    """Return the folder of prepared photos that all runs share."""
+    return prepared.Cache(settings.trainer.runs / "prepared", plan.image_size, settings.tray.max_pixels)
+
+
+def prepare(settings: Settings, plan: Plan) -> Dataset:
+    """Read the dataset, and prepare each photo that is new."""
+    return open_dataset(settings, cache_of(settings, plan).add)
+
+
+def open_view(settings: Settings, plan: Plan, data: Dataset, root: Path) -> View:
+    """Make the folder of photos that Keras reads: `root/<split>/<class>/`."""
+    photos = ((p.split, data.class_names[p.label], p.sha256) for p in data.photos)
+    shutil.rmtree(root, ignore_errors=True)
+    prepared.link(cache_of(settings, plan), photos, root)
+    return View(root, data.class_names, {split: [p.label for p in data.of(split)] for split in SPLITS})
+
+
+def files_of(data: Dataset, split: str) -> list[tuple[Path, int]]:
+    """Return (path, class index) of a split's photos, in order."""
+    return [(data.root / photo.path, photo.label) for photo in data.of(split)]
+
+
+def asked(settings: Settings, data: Dataset) -> dict[str, Any]:
+    """Return what a run that goes on must have in common with the one that was interrupted."""
+    table = settings.trainer.model_dump(mode="json", exclude={"runs", "profile"})
+    return {f"trainer.{key}": value for key, value in table.items()} | {"the photos": data.hash}
+
+
+def stage(settings: Settings, plan: Plan, view: View, data: Dataset, fitted: Fitted, staged: Path) -> None:
+    """Write the bundle's files, all but the manifest."""
+    shutil.rmtree(staged, ignore_errors=True)
+    precision = export.Precision(settings.trainer.precision, view.batches(plan, SPLITS[:1]))
+    export.stage(fitted.network, staged, len(data.class_names), replay_of(data, fitted), precision)
+
+
+def opened(staged: Path, draft: bundle.Manifest) -> bundle.Bundle:
+    """Return the staged files as a bundle, so that what is measured is what will serve."""
+    manifest = draft.model_copy(update={"files": bundle.hashes(staged)})
+    return bundle.Bundle(staged, manifest, (staged / bundle.MODEL).read_bytes())
+
+
+def with_threshold(served: bundle.Bundle, data: Dataset, settings: Settings) -> bundle.Bundle:
+    """Choose the threshold on the validation photos."""
+    if served.manifest.threshold is None:
+        return served
+    seen = evaluate.predict(served, files_of(data, "validation"), settings.tray.max_pixels)
+    threshold = calibration.choose_threshold(seen.labels, seen.scores[:, 1])
+    manifest = served.manifest.model_copy(update={"threshold": threshold})
+    return bundle.Bundle(served.path, manifest, served.model)
+
+
 def replay_of(data: Dataset, fitted: Fitted) -> replay.Replay | None:
-    """Return what a later training can start from; None where no backbone was frozen."""
-    if not fitted.features:
+    """Return what a later training can start from; None where no backbone was used."""
+    if fitted.features is None:
         return None
     photos = [photo for split in SPLITS for photo in data.of(split)]
     return replay.Replay(
-        np.concatenate([fitted.features[split].values for split in SPLITS]),
+        fitted.features,
         np.array([photo.label for photo in photos], np.uint16),
         np.array([SPLITS.index(photo.split) for photo in photos], np.uint8),
         replay.prefixes([photo.sha256 for photo in photos]),

@@ -1,0 +1,89 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import drawings
+from trainer.dataset import DatasetError, Photo
+
+pytestmark = [
+    pytest.mark.tf,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
+pytest.importorskip("keras")
+
+from trainer import crossvalidate  # noqa: E402  after keras
+from trainer.__main__ import main  # noqa: E402
+
+DATA = SimpleNamespace(root="photos")
+
+
+def photos(*names):
+    return [Photo(f"happy/{name}", 0, f"{i:064x}", "train") for i, name in enumerate(names)]
+
+
+def test_the_groups_are_what_the_expression_finds_in_the_file_name(monkeypatch):
+    monkeypatch.setattr(crossvalidate, "LEAST", 2)
+    found = crossvalidate.group(DATA, photos("a_1", "b_1", "a_2", "b_2", "a_3"), "^([a-z])_")
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 2, 4], "b": [1, 3]}
+
+
+def test_small_groups_are_measured_together(monkeypatch):
+    monkeypatch.setattr(crossvalidate, "LEAST", 2)
+    found = crossvalidate.group(DATA, photos("a_1", "b_1", "a_2", "c_1", "?"), "^([a-z])_")
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 2], crossvalidate.REST: [1, 3, 4]}
+
+
+def test_without_an_expression_there_are_five_parts_that_do_not_follow_the_split(monkeypatch):
+    monkeypatch.setattr(crossvalidate, "LEAST", 2)
+    rng = np.random.default_rng(0)
+    many = [Photo("happy/x", 0, rng.bytes(32).hex(), "train") for _ in range(500)]
+    found = crossvalidate.group(DATA, many, "")
+    assert sorted(found) == [f"part {n}" for n in range(1, 6)]
+    assert sum(map(len, found.values())) == 500
+    assert min(map(len, found.values())) > 60
+    for rows in found.values():
+        positions = [int(many[row].sha256[:16], 16) / 2**64 for row in rows]
+        assert 0.4 < np.mean(positions) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("pattern", "match"),
+    [("(", "no regular expression"), ("^a", "put what names the group into parentheses"), ("(x)?", "only one group")],
+)
+def test_an_expression_that_makes_no_groups_is_one_clear_line(pattern, match):
+    with pytest.raises(DatasetError, match=match):
+        crossvalidate.group(DATA, photos("a_1", "b_1"), pattern)
+
+
+def test_each_group_is_measured_by_a_model_of_the_others(tmp_path, monkeypatch, capsys):
+    """Three collectors; the labels of the third are all wrong, which only one that learns from the others can say."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(crossvalidate, "LEAST", 2)
+    for number in range(60):
+        for label, other in (("happy", "sad"), ("sad", "happy")):
+            collector = "abc"[number % 3]
+            folder = tmp_path / "photos" / (other if collector == "c" else label)
+            folder.mkdir(parents=True, exist_ok=True)
+            drawings.photo(label, number).save(folder / f"{collector}_{label}{number}.png")
+    settings = ("--set", "trainer.image_size=64", "--set", "trainer.fine_tune=false", "--epochs", "20")
+    assert main(["crossvalidate", "--data", "photos", "--groups", "^([abc])_", *settings]) == 0
+    rows = {}
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")]
+        if len(cells) > 2:
+            rows[cells[0]] = cells[1:]
+    assert [rows[name][0] for name in "abc"] == ["40", "40", "40"]
+    assert float(rows["a"][1].rstrip("%")) > 80
+    assert float(rows["b"][1].rstrip("%")) > 80
+    assert float(rows["c"][1].rstrip("%")) < 20
+    assert rows["all photos"][0] == "120"
+    assert list(tmp_path.glob("runs/*/features")) == []
+
+
+def test_a_network_without_a_backbone_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawings.folder(tmp_path / "photos", count=10)
+    assert main(["crossvalidate", "--data", "photos", "--architecture", "tutorial_cnn"]) == 2
+    assert "tutorial_cnn: it has no backbone" in capsys.readouterr().err

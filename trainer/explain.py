@@ -1,0 +1,154 @@
+"""`moodbox-train explain`: what a model makes of a photo, in words and as a picture.
+
+Invariant: a photo goes the way that it would go in the daemon: same decoder, same model file, same decision. A bad file
+costs a line, and the others go on.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from trainer import images, photos, runs, sheet, thumbnails
+from trainer.bundle import Bundle, Decision, decide
+from trainer.errors import FailureError
+from trainer.measuring import opened
+from trainer.output import write
+from trainer.progress import line, printable
+from trainer.settings import Settings
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+CHANGES: tuple[tuple[str, Callable[[Image.Image], Image.Image]], ...] = (
+    ("mirrored", lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    ("in grey", lambda image: image.convert("L").convert("RGB")),
+    ("brighter", lambda image: ImageEnhance.Brightness(image).enhance(1.25)),
+    ("darker", lambda image: ImageEnhance.Brightness(image).enhance(0.75)),
+    ("cropped to its middle", lambda image: image.resize(image.size, box=_middle(image))),
+)
+MOST_SCORES = 5
+STEM_BYTES = 200  # of a file's name: the rest of 255 is for what is added
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo as the model saw it, and its scores (C,).
+
+    `changed` has, for each change, the decision and the score of the class that was answered without it.
+    """
+
+    picture: images.Picture
+    scores: NDArray[np.float32]
+    decision: Decision
+    changed: tuple[tuple[str, Decision, float], ...]
+
+
+def explain(settings: Settings, files: Sequence[Path], number: int | None) -> None:
+    """Print and draw what a bundle, the champion by default, makes of each file.
+
+    Raises InputError and BundleError; FailureError, at the end, where files could not be used.
+    """
+    bundle = opened(settings, number)
+    predict, explainer = bundle.predictor(), thumbnails.explainer(bundle)
+    bad = 0
+    name = f"bundle {bundle.manifest.number}"
+    with runs.opened(settings.trainer.runs / "explain", name, datetime.now(UTC), resume=False) as folder:
+        for file in files:
+            try:
+                data = read(file, settings.tray.max_file_bytes)
+                seen = look(bundle, predict, data, settings.tray.max_pixels)
+                shown = images.decode(data, size=sheet.SIDE, max_pixels=settings.tray.max_pixels)
+            except (images.ImageError, OSError, ValueError) as error:
+                why = (error.strerror if isinstance(error, OSError) else None) or error
+                line(f"{printable(file)}: {printable(why)}")
+                bad += 1
+                continue
+            write("\n".join(told(bundle, file, seen)))
+            write(f"  drawn: {printable(draw(bundle, file, seen, shown, explainer, folder))}")
+    if bad:
+        raise FailureError(f"{bad} of {len(files)} files could not be used: see above")
+
+
+def read(file: Path, most: int) -> bytes:
+    """Return a file's bytes; a link that somebody names is followed. Raises OSError, ValueError."""
+    os.stat(file)  # FileNotFoundError says more than "not a regular file"
+    if file.is_dir():
+        raise ValueError("a folder: name the photos in it")
+    return photos.read_bytes(Path(os.path.realpath(file)), most)
+
+
+def look(bundle: Bundle, predict: Predict, data: bytes, max_pixels: int) -> Seen:
+    """Decode and predict a photo, as it is and changed. Raises ImageError."""
+    picture = images.decode(data, size=bundle.manifest.input_size, max_pixels=max_pixels)
+    scores = predict(picture.pixels)
+    decision = decide(bundle.manifest, scores.tolist())
+    answered = bundle.manifest.class_names.index(decision.label)
+    changed = []
+    for name, change in CHANGES:
+        after = predict(np.asarray(change(Image.fromarray(picture.pixels))))
+        changed.append((name, decide(bundle.manifest, after.tolist()), float(after[answered])))
+    return Seen(picture, scores, decision, tuple(changed))
+
+
+def told(bundle: Bundle, file: Path, seen: Seen) -> list[str]:
+    """Return what is printed about a photo."""
+    size = bundle.manifest.input_size
+    changed = (
+        f"{name} {score:.2f}{'' if after.label == seen.decision.label else f' (now {after.label})'}"
+        for name, after, score in seen.changed
+    )
+    return [
+        f"{printable(file)}: {seen.decision.label}",
+        f"  scores: {scores_of(bundle, seen)}",
+        f"  {seen.picture.format}, {seen.picture.width} x {seen.picture.height}; the model saw {size} x {size}",
+        f"  score of {seen.decision.label} if it were {', '.join(changed)}",
+    ]
+
+
+def scores_of(bundle: Bundle, seen: Seen) -> str:
+    """Return the highest scores, and the threshold where there is one."""
+    names, threshold = bundle.manifest.class_names, bundle.manifest.threshold
+    best = np.argsort(-seen.scores, kind="stable")[:MOST_SCORES]
+    from_on = "" if threshold is None else f"; {names[1]} from {threshold:g} on"
+    return ", ".join(f"{names[c]} {seen.scores[c]:.2f}" for c in best) + from_on
+
+
+def draw(
+    bundle: Bundle, file: Path, seen: Seen, shown: images.Picture, explainer: thumbnails.Explainer, folder: Path
+) -> Path:
+    """Draw a sheet about the photo into `folder` and return its path."""
+    answered = bundle.manifest.class_names.index(seen.decision.label)
+    overlays, why = explainer([seen.picture.pixels], [answered])
+    size = bundle.manifest.input_size
+    panels = (
+        sheet.Panel(f"the photo: {shown.format}, {shown.width} x {shown.height}", sheet.upright(shown)),
+        sheet.Panel(f"what the model saw: {size} x {size}", seen.picture.pixels),
+        sheet.Panel("what spoke for it: red the most (Grad-CAM)", overlays[0])
+        if overlays
+        else sheet.Panel("", None, f"no Grad-CAM: {printable(why)}"),
+    )
+    rows = [("unchanged", seen.decision.score, seen.decision.label)]
+    rows += [(name, score, after.label) for name, after, score in seen.changed]
+    title = f"{seen.decision.label}: {printable(file.name)}"
+    path = free(folder, file)
+    sheet.draw(path, title, scores_of(bundle, seen), panels, rows)
+    return path
+
+
+def free(folder: Path, file: Path) -> Path:
+    """Return a path for the sheet of `file` that no other file's sheet has."""
+    stem = os.fsdecode(os.fsencode(file.stem)[:STEM_BYTES])
+    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+    paths = (folder / f"{name}.png" for name in names)
+    return next(path for path in paths if not path.exists())
+
+
+def _middle(image: Image.Image) -> tuple[float, float, float, float]:
+    """Return the box that leaves a tenth out on each side."""
+    width, height = image.size
+    return (0.1 * width, 0.1 * height, 0.9 * width, 0.9 * height)

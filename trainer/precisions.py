@@ -1,0 +1,105 @@
+"""Compares the precisions in which a bundle's model could be served: size, time per photo, accuracy.
+
+Invariant: all are made from the same model.keras and measured on the same photos, none of which the model learned from
+where the bundle says which those were.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from trainer import export, gradcam, images
+from trainer.bundle import Bundle, decide
+from trainer.dataset import Photo
+from trainer.litert import Predictor
+from trainer.progress import track
+
+NAMES = ("float32", "float16", "int8")
+MOST = 500  # photos that are measured on
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One precision: megabytes, milliseconds per photo on one thread (median), accuracy, and how far scores moved."""
+
+    name: str
+    size: float
+    milliseconds: float
+    accuracy: float
+    moved: float
+
+
+def spread(photos: Sequence[Photo]) -> list[Photo]:
+    """Return at most MOST of the photos, evenly from all classes and hashes."""
+    step = max(1, -(-len(photos) // MOST))
+    return list(photos[::step])
+
+
+def pictures(paths: Sequence[Path], loaded: Bundle, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode photos to the model's input, uint8 (N, S, S, 3)."""
+    size = loaded.manifest.input_size
+    decoded = (images.decode(path, size=size, max_pixels=max_pixels).pixels for path in paths)
+    return np.stack(list(track(decoded, len(paths), "photos decoded")))
+
+
+def compare(
+    loaded: Bundle, samples: NDArray[np.uint8], pixels: NDArray[np.uint8], labels: Sequence[int]
+) -> list[Measured]:
+    """Convert and measure each precision on uint8 (N, S, S, 3) `pixels`; the scores of float32 are the reference.
+
+    `samples`, pictures alike, show the int8 converter which values occur.
+    """
+    model = gradcam.load(loaded.read("model.keras"))
+    classes = len(loaded.manifest.class_names)
+    predictors = {}
+    for name in track(NAMES, len(NAMES), "conversions"):
+        model_file = export.to_litert(model, export.Precision(name, [samples.astype(np.float32)]))
+        predictors[name] = (len(model_file), Predictor(model_file, loaded.manifest.input_size, classes))
+    scores, seconds = _predict_in_turn({name: predictor for name, (_, predictor) in predictors.items()}, pixels)
+    return [
+        Measured(
+            name,
+            predictors[name][0] / 1e6,
+            1000 * float(np.median(seconds[name])),
+            _accuracy(loaded, scores[name], labels),
+            float(np.abs(scores[name] - scores["float32"]).max()),
+        )
+        for name in NAMES
+    ]
+
+
+def _predict_in_turn(
+    predictors: dict[str, Predictor], pixels: NDArray[np.uint8]
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, list[float]]]:
+    """Give each picture to each predictor in turn, so that a busy machine slows all of them alike."""
+    scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in predictors}
+    seconds: dict[str, list[float]] = {name: [] for name in predictors}
+    for picture in track(pixels, len(pixels), "photos classified"):
+        for name, predictor in predictors.items():
+            begun = time.perf_counter()
+            scores[name].append(predictor(picture))
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: np.stack(rows) for name, rows in scores.items()}, seconds
+
+
+def _accuracy(loaded: Bundle, scores: NDArray[np.float32], labels: Sequence[int]) -> float:
+    names = loaded.manifest.class_names
+    right = [
+        names.index(decide(loaded.manifest, row).label) == label for row, label in zip(scores, labels, strict=True)
+    ]
+    return float(np.mean(right))
+
+
+def table(measured: Sequence[Measured], photos: int) -> Table:
+    """Return the comparison, for a person."""
+    shown = Table("precision", title=f"measured on {photos} photos", title_justify="left")
+    for name in ("MB", "ms per photo", "accuracy", "scores moved by up to"):
+        shown.add_column(name, justify="right")
+    for row in measured:
+        shown.add_row(row.name, f"{row.size:.1f}", f"{row.milliseconds:.1f}", f"{row.accuracy:.1%}", f"{row.moved:.3f}")
+    return shown

@@ -1,0 +1,90 @@
+"""What a finished run leaves to look at: pictures, report.html, and TensorBoard's test figures.
+
+Invariant: everything shows the same predictions, those of the exported model on the test photos, and is there before
+the bundle is published.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer import board, charts, memory, report
+from trainer.bundle import Bundle
+from trainer.dataset import Dataset
+from trainer.evaluate import Metrics, Predictions
+from trainer.fit import Fitted, View
+from trainer.plan import Plan
+from trainer.settings import Settings
+
+SPRITE = 48  # pixels of a thumbnail in TensorBoard's projector
+
+
+def facts(settings: Settings, plan: Plan, data: Dataset, fitted: Fitted, seconds: float) -> dict[str, str]:
+    """Return what somebody wants to know about a run later, for people."""
+    counts = {split: sum(of_class.values()) for split, of_class in data.counts().items()}
+    return {
+        "architecture": f"{plan.architecture.name}, {plan.image_size} px",
+        "stages": ", ".join(f"{name} ({len(curves['accuracy'])} epochs)" for name, curves in fitted.histories.items()),
+        "photos": ", ".join(f"{count} {split}" for split, count in counts.items()),
+        "not used": str(len(data.unused)),
+        "labels doubted, not learned from": str(len(fitted.dropped)),
+        "dataset hash": data.hash,
+        "seed": str(plan.seed),
+        "time": f"{seconds:.0f} s",
+        "peak memory": f"{memory.peak() / 1e9:.1f} GB",
+        "settings": " ".join(f"{k}={v}" for k, v in settings.trainer.model_dump(mode="json").items() if k != "runs"),
+    }
+
+
+def joined(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Mapping[str, Sequence[float]]:
+    """Return the curves of the last stage: the one that is looked at."""
+    return list(histories.values())[-1]
+
+
+def show(
+    served: Bundle,
+    predictions: Predictions,
+    metrics: Metrics,
+    fitted: Fitted,
+    told: Mapping[str, str],
+    view: View,
+    settings: Settings,
+    workdir: Path,
+) -> None:
+    """Write curves.png, confusion.png, report.html and TensorBoard's summary of the run."""
+    history = joined(fitted.histories)
+    charts.draw_curves(history, workdir / "curves.png")
+    charts.draw_confusion(metrics, workdir / "confusion.png")
+    report.write(
+        workdir / "report.html", served, predictions, metrics, title="Training report", facts=told, history=history
+    )
+    logs = workdir / "tensorboard"
+    board.text(logs / "settings", settings)
+    board.hparams(logs / "hparams", hyperparameters(settings), figures(metrics))
+    if fitted.features is not None:
+        project(fitted, view, logs / "projector")
+
+
+def hyperparameters(settings: Settings) -> dict[str, str | float | bool]:
+    """Return the settings that TensorBoard compares runs by."""
+    return {k: v for k, v in settings.trainer.model_dump(mode="json").items() if k not in ("runs", "hooks", "profile")}
+
+
+def figures(metrics: Metrics) -> dict[str, float]:
+    """Return the figures that TensorBoard compares runs by."""
+    found = {
+        "accuracy": metrics.accuracy,
+        "balanced accuracy": metrics.balanced_accuracy,
+        "AUC": metrics.auc,
+        "ECE": metrics.ece,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def project(fitted: Fitted, view: View, logs: Path) -> None:
+    """Give TensorBoard's projector the features of the test photos, each with its thumbnail."""
+    assert fitted.features is not None  # noqa: S101  the caller asked
+    rows = view.rows("test")
+    thumbnails = np.concatenate(list(view.thumbnails("test", SPRITE)))
+    board.projector(logs, fitted.features[rows], view.all_labels()[rows], view.class_names, thumbnails)
