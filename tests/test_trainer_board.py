@@ -305,6 +305,8 @@ def answer(port, path, process, deadline=60.0):
 @pytest.mark.parametrize("linked", [True, False])
 def test_the_command_serves_all_runs_on_this_machine_alone_and_without_tensorflow(runs, linked):
     board.text(runs / "one" / "tensorboard", Settings())
+    points, thumbnails = np.eye(2), np.zeros((2, 2, 2, 3), np.uint8)
+    board.projector(runs / "one" / "tensorboard", points, np.arange(2), NAMES, thumbnails)
     board.hparams(runs / "two" / "tensorboard", {"seed": 1}, {"accuracy": 0.5})
     if not linked:
         (runs / ".tensorboard").write_text("in the way: as on a file system without links")
@@ -317,13 +319,14 @@ def test_the_command_serves_all_runs_on_this_machine_alone_and_without_tensorflo
             found = answer(port, "runs", process)
             assert found == (["one", "two"] if linked else ["one/tensorboard", "two/tensorboard"])
             assert answer(port, "plugin/text/tags", process)
+            assert answer(port, "plugin/projector/runs", process) == found[:1]
             with socket.socket() as outside, pytest.raises(OSError):  # noqa: PT011  refused, whatever the words
                 outside.connect((own_address(), port))
         finally:
             process.send_signal(signal.SIGINT)
             status = process.wait(30)
     lines = (runs.parent / "said").read_text().splitlines()
-    assert not [line for line in lines if line.split("|")[-1].strip() == "tensorflow"]
+    assert not [line for line in lines if line.split("|")[-1].strip().split(".")[0] == "tensorflow"]
     assert "Traceback" not in "".join(lines)
     assert status == 0
 

@@ -254,6 +254,24 @@ def test_a_file_that_cannot_be_moved_stays_and_is_named(place, photos, suspects,
     assert not (photos / "sad" / "sad1.png").exists()
 
 
+def test_another_file_system_is_one_line_and_all_stays(place, photos, suspects, monkeypatch, capsys):
+    suspects |= {"happy/happy1.png": 0.95, "sad/sad1.png": 0.95}
+    real = os.rename
+
+    def rename(source, target):
+        if "set-aside" in str(target):
+            raise OSError(18, "Invalid cross-device link")
+        return real(source, target)
+
+    before = files(photos)
+    monkeypatch.setattr(os, "rename", rename)
+    options = [f"--set=trainer.{name}={value}" for name, value in TRAINER.items()]
+    assert main(["check", "--fix", "--data", "photos", *options]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"nothing could be moved to .*: happy/happy1.png: Invalid cross-device link", last)
+    assert {path: data for path, data in files(photos).items() if path != split_record.NAME} == before
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "p" / "a").mkdir(parents=True)
     (tmp_path / "p" / "a" / "x").write_text("new")

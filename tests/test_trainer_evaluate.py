@@ -9,11 +9,15 @@ import bundles
 import drawings
 from trainer import bundle, charts, dataset, images, replay
 from trainer.errors import FailureError, InputError
-from trainer.evaluate import Metrics, Predictions, evaluate, measure, predict, tables
+from trainer.evaluate import Metrics, Predictions, measure, predict, tables
 
 
 def bundle_of(classes=2, **fields):
     return bundle.Bundle(None, bundles.draft(classes, **fields), bundles.tflite(classes))
+
+
+def evaluate(bundle, photos, max_pixels):
+    return measure(bundle, predict(bundle, photos, max_pixels))
 
 
 def predictions(classes, labels, scores):

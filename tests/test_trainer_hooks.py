@@ -178,8 +178,8 @@ def test_an_error_in_a_hook_is_one_line_with_its_place(place, method, what):
 
 
 def test_a_file_in_the_working_directory_does_not_hide_a_library(place):
-    (place / "json.py").write_text("raise ValueError('the wrong json')")
-    code = "from trainer import hooks; hooks._module('json:X', 'json'); print('right')"
+    (place / "wave.py").write_text("raise ValueError('the wrong wave')")
+    code = "from trainer import hooks; hooks._module('wave:X', 'wave'); print('right')"
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", code],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 from rich.table import Table
@@ -71,9 +72,8 @@ def network_size(settings: Settings) -> int:
     own = OWN_SIZES.get(named.lower())
     if own is not None:
         return settings.trainer.image_size or own
-    from trainer import judging  # noqa: PLC0415  TensorFlow
-
-    return judging.network_size(settings.trainer)
+    size: int = _judging().network_size(settings.trainer)
+    return size
 
 
 def remembering(
@@ -153,11 +153,17 @@ def judged(settings: Settings, found: Findings, cache: prepared.Cache) -> list[S
         write(f"labels: not judged, which needs two classes of {FOLDS} photos and more")
         return None
     sys.stdout.flush()  # what the scan found is to be read meanwhile
+    found_by: list[Suspect] = _judging().suspected(settings, found.data, cache)
+    return found_by
+
+
+def _judging() -> ModuleType:
+    """Load TensorFlow, which takes seconds and says things that are no errors, and what judges with it."""
     line("loading TensorFlow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     with quiet.native_stderr():
-        from trainer import judging  # noqa: PLC0415  TensorFlow: seconds
-    return judging.suspected(settings, found.data, cache)
+        from trainer import judging  # noqa: PLC0415
+    return judging
 
 
 def show_suspects(data: Dataset, suspects: Sequence[Suspect], folder: Path, max_pixels: int) -> list[Path]:
@@ -220,6 +226,11 @@ def move(root: Path, moves: Sequence[Move]) -> None:
             f"nothing was moved: a folder beside {printable(root)} cannot be made ({error.strerror}): make its parent "
             "writable, or copy the dataset"
         ) from None
+    if not done.moved:
+        example = done.stayed[0]
+        raise FailureError(
+            f"nothing could be moved to {printable(done.folder)}: {printable(example.path)}: {example.reason}"
+        )
     show_list([f"stays: {printable(m.path)}: {m.reason}" for m in done.stayed])
     write(f"moved {counted(done.moved, 'file')} to {printable(done.folder)}")
     write(f"  {set_aside.LIST} there says which, from where, and why")

@@ -36,8 +36,6 @@ def fit(settings: Settings, *, promote: bool, resume: bool) -> None:
     if promote and not guesses:
         bundle.promote(settings.models.root, trained.number)
     show_unused(trained.data.unused)
-    for note in trained.data.notes:
-        write(note)
     for table in evaluate.tables(trained.metrics):
         Console().print(table)
     if guesses:

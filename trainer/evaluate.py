@@ -167,11 +167,6 @@ def _decoded(path: Path, size: int, max_pixels: int) -> images.Picture:
         ) from None
 
 
-def evaluate(bundle: Bundle, photos: Sequence[tuple[Path, int]], max_pixels: int) -> Metrics:
-    """Predict and measure; raises what `predict` does."""
-    return measure(bundle, predict(bundle, photos, max_pixels))
-
-
 def decided(bundle: Bundle, scores: NDArray[np.float32]) -> NDArray[np.int_]:
     """Return the index of the class that `decide` chooses for each row of `scores` (N, C)."""
     index = {name: i for i, name in enumerate(bundle.manifest.class_names)}

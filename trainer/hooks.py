@@ -120,7 +120,6 @@ def load(name: str, asked: Trainer, stage: Stage) -> Hooks | None:
         hooks = found()
     except Exception as error:
         raise InputError(_told(name, "__init__ failed", error)) from error
-    keras.callbacks.Callback.__init__(hooks)  # for a class that has an __init__ of its own and does not call ours
     hooks.stage, hooks.workdir, hooks.settings = stage.name, stage.workdir, asked
     return hooks
 

@@ -22,4 +22,4 @@ def show_unused(unused: Sequence[Unused]) -> None:
     for file in unused[:LONGEST]:
         write(f"not used: {printable(file.path)}: {printable(file.reason)}")
     if len(unused) > LONGEST:
-        write(f"not used: and {len(unused) - LONGEST} more; `moodbox-train check` lists all of them")
+        write(f"not used: and {len(unused) - LONGEST} more: `moodbox-train check` writes down all of them")

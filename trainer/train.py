@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from trainer import bundle, calibration, evaluate, export, prepared, replay, results, runs
 from trainer.dataset import SPLITS, Dataset, open_dataset
+from trainer.disk import disk_errors
 from trainer.fit import Fitted, Plan, View, fit
 from trainer.images import PREPROCESSING_VERSION
 from trainer.settings import Settings
@@ -45,7 +46,14 @@ def train_and_evaluate(settings: Settings, workdir: Path) -> Trained:
     view = open_view(settings, plan, data, workdir / "data")
 
     fitted = fit(settings.trainer, plan, view, workdir)
+    with disk_errors(workdir):
+        return judged_and_published(settings, plan, data, view, fitted, workdir, started)
 
+
+def judged_and_published(
+    settings: Settings, plan: Plan, data: Dataset, view: View, fitted: Fitted, workdir: Path, started: float
+) -> Trained:
+    """Export what was fitted, choose its threshold, measure it on the test photos, report, and publish it."""
     staged = workdir / "staged"
     stage(settings, plan, view, data, fitted, staged)
     served = opened(staged, draft_manifest(settings, plan, data))
