@@ -51,21 +51,6 @@ def test_the_same_seed_and_order_give_the_same_pictures(photos):
     assert not np.array_equal(first[0], other[0])
 
 
-def test_an_epochs_pictures_follow_from_seed_and_epoch_alone(photos):
-    from trainer import augment
-
-    through, fresh = augment.layers(3), augment.layers(3)
-    seen = {}
-    for epoch in range(3):
-        augment.reseed(through, 3, epoch)
-        seen[epoch] = [augment.augment(photos, through).numpy() for _ in range(2)]
-    augment.reseed(fresh, 3, 2)
-    for batch in seen[2]:
-        np.testing.assert_array_equal(batch, augment.augment(photos, fresh).numpy())
-    assert not np.array_equal(seen[0][0], seen[1][0])
-    assert not np.array_equal(seen[0][0], seen[0][1])
-
-
 def test_about_a_sixth_is_grey_and_half_is_mirrored(photos):
     from trainer import augment
 

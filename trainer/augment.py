@@ -42,9 +42,3 @@ def augment(images: tf.Tensor, layers: Sequence[keras.layers.Layer]) -> tf.Tenso
     for layer in layers:
         images = layer(images, training=True)
     return tf.clip_by_value(images, 0.0, 255.0)
-
-
-def reseed(layers: Sequence[keras.layers.Layer], seed: int, epoch: int) -> None:
-    """Let the random numbers of an epoch follow from (seed, epoch) alone: a run that goes on after a kill needs it."""
-    for number, layer in enumerate(layers):
-        layer.generator.state.assign([seed + number, epoch * 2**32])

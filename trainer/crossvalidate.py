@@ -24,7 +24,7 @@ from trainer.settings import Settings
 
 FOLDS = 5  # where no groups are named: parts by content hash
 LEAST = 50  # photos that a group needs to be measured on its own; smaller ones are put together
-REST = "(the small ones)"
+REST = "the rest"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def table(folds: Sequence[Fold]) -> Table:
     """Return the figures of each group, and of all together, for a person."""
     shown = Table("left out", title="each group measured by a model that never saw it", title_justify="left")
     for name in ("photos", "accuracy", "95 % interval", "balanced", "AUC", "ECE"):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=True)
     for fold in folds:
         shown.add_row(Text(fold.name), *_row(fold.metrics))
     shown.add_section()
@@ -144,7 +144,7 @@ def table(folds: Sequence[Fold]) -> Table:
     right = sum(fold.metrics.accuracy * fold.metrics.photos for fold in folds)
     photos = sum(fold.metrics.photos for fold in folds)
     shown.add_row("all photos", str(photos), f"{right / photos:.1%}", "", "", "", "")
-    shown.add_row("mean of the groups", "", f"{mean:.1%}", "", "", "", "")
+    shown.add_row("mean of groups", "", f"{mean:.1%}", "", "", "", "")
     return shown
 
 
@@ -154,7 +154,7 @@ def _row(metrics: Metrics) -> tuple[str, ...]:
     return (
         str(metrics.photos),
         f"{metrics.accuracy:.1%}",
-        f"{low:.1%} to {high:.1%}",
+        f"{100 * low:.1f} to {100 * high:.1f}",
         f"{metrics.balanced_accuracy:.1%}",
         auc,
         "" if metrics.ece is None else f"{metrics.ece:.3f}",
