@@ -6,6 +6,7 @@ Invariant: it reads manifests alone, and a damaged one costs no other its line.
 import json
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -14,8 +15,8 @@ from trainer import bundle
 
 def table(root: Path, numbers: list[int], serving: int | None) -> Table:
     """Return the bundles, each below the one before, as a table that fits 80 columns."""
-    shown = Table("bundle", title_justify="left")
-    for name in ("from", "accuracy (95 % interval)", "photos", "made of", "created (UTC)"):
+    shown = Table("bundle", box=box.SIMPLE_HEAD, caption_justify="left")
+    for name in ("from", "accuracy (95 %)", "photos", "network, classes", "created"):
         shown.add_column(name)
     for number in numbers:
         mark = Text(f"{number} *" if number == serving else str(number))
@@ -23,7 +24,7 @@ def table(root: Path, numbers: list[int], serving: int | None) -> Table:
             shown.add_row(mark, *map(Text, described(bundle.read_manifest(root, number))))
         except bundle.BundleError as error:
             shown.add_row(mark, "", Text(str(error)))
-    shown.caption = "* the champion; from: the bundle that was champion when it was made" if serving else None
+    shown.caption = "* the champion; from: the champion of that time" if serving else None
     return shown
 
 
@@ -31,9 +32,9 @@ def described(manifest: bundle.Manifest) -> tuple[str, str, str, str, str]:
     """Return what the table says about one: parent, accuracy, photos, what it is, time."""
     counts = manifest.dataset.counts.values()
     photos = sum(sum(of_class.values()) for of_class in counts)
-    made_of = f"{manifest.architecture} {manifest.input_size} px: {', '.join(manifest.class_names)}"
+    made_of = f"{manifest.architecture}\n{', '.join(manifest.class_names)}"
     parent = "" if manifest.parent is None else str(manifest.parent)
-    return parent, _accuracy(manifest), str(photos), made_of, manifest.created[:16].replace("T", " ")
+    return parent, _accuracy(manifest), str(photos), made_of, manifest.created[:10]
 
 
 def _accuracy(manifest: bundle.Manifest) -> str:
@@ -42,7 +43,7 @@ def _accuracy(manifest: bundle.Manifest) -> str:
         return ""
     shown = f"{accuracy:.1%}"
     if isinstance(interval, list) and len(interval) == 2:  # noqa: PLR2004
-        shown += f" ({interval[0]:.1%} to {interval[1]:.1%})"
+        shown += f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"  # noqa: RUF001  the dash of ranges
     return shown
 
 
