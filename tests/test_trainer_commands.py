@@ -58,11 +58,15 @@ BAD = [
     (["fit", "--data", "photos", "--set", "trainer.sede=1"], "did you mean seed?"),
     (["fit", "--data", "photos", "--set", "trainer.seed"], "table.key=value"),
     (["fit", "--data", "photos", "--epochs", "-1"], "trainer.epochs"),
+    (["fit", "--data", "photos", "--epochs", "0"], "--epochs 0: train for at least one epoch"),
+    (["crossvalidate", "--data", "photos", "--groups", "("], "no regular expression"),
+    (["crossvalidate", "--data", "photos", "--groups", "(a{99999999999999999999})"], "no regular expression"),
+    (["crossvalidate", "--data", "photos", "--groups", "^a"], "put what names the group into parentheses"),
     (["fit", "--data", "photos", "--settings", "none.toml"], "does not exist"),
     (["evaluate", "--data", "photos", "--model", "7"], "no bundle 7; there are: none"),
     (["explain", "photos/sad/sad0.jpg", "--model", "7"], "no bundle 7; there are: none"),
     (["precisions", "--data", "photos", "--model", "7"], "no bundle 7; there are: none"),
-    (["fit", "--data", "photos", "--resume"], "no run there was interrupted"),
+    (["fit", "--data", "photos", "--resume"], "was not interrupted"),
     (["crossvalidate", "--data", "nowhere"], "cannot be read"),
     (["tensorboard"], "runs"),
     (["rollback"], "no bundle is champion"),
@@ -105,7 +109,7 @@ def test_a_system_error_is_one_line(capsys, monkeypatch, photos):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_is_one_line_and_exit_status_130(capsys, monkeypatch, photos, number):
     monkeypatch.setattr(commands, "models", lambda *_, **__: signal.raise_signal(number))
-    assert fails(capsys, 130, "models") == "moodbox-train: interrupted: nothing was published"
+    assert fails(capsys, 130, "models") == "moodbox-train: interrupted"
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

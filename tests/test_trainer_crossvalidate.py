@@ -1,10 +1,12 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import drawings
-from trainer.dataset import DatasetError, Photo
+from trainer.dataset import Photo
+from trainer.errors import InputError
 
 pytestmark = [
     pytest.mark.tf,
@@ -12,10 +14,15 @@ pytestmark = [
 ]
 pytest.importorskip("keras")
 
-from trainer import crossvalidate  # noqa: E402  after keras
+from trainer import commands, crossvalidate  # noqa: E402  after keras
 from trainer.__main__ import main  # noqa: E402
 
-DATA = SimpleNamespace(root="photos")
+DATA = SimpleNamespace(root="photos", twins=())
+
+
+def groups_of(photos, pattern, data=DATA):
+    finder = commands.expression(pattern) if pattern else None
+    return crossvalidate.group(data, photos, crossvalidate.kinship(data, photos), finder)
 
 
 def photos(*names):
@@ -24,21 +31,21 @@ def photos(*names):
 
 def test_the_groups_are_what_the_expression_finds_in_the_file_name(monkeypatch):
     monkeypatch.setattr(crossvalidate, "LEAST", 2)
-    found = crossvalidate.group(DATA, photos("a_1", "b_1", "a_2", "b_2", "a_3"), "^([a-z])_")
+    found = groups_of(photos("a_1", "b_1", "a_2", "b_2", "a_3"), "^([a-z])_")
     assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 2, 4], "b": [1, 3]}
 
 
 def test_small_groups_are_measured_together(monkeypatch):
     monkeypatch.setattr(crossvalidate, "LEAST", 2)
-    found = crossvalidate.group(DATA, photos("a_1", "b_1", "a_2", "c_1", "?"), "^([a-z])_")
+    found = groups_of(photos("a_1", "b_1", "a_2", "c_1", "?"), "^([a-z])_")
     assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 2], crossvalidate.REST: [1, 3, 4]}
 
 
 def test_without_an_expression_there_are_five_parts_that_do_not_follow_the_split(monkeypatch):
     monkeypatch.setattr(crossvalidate, "LEAST", 2)
     rng = np.random.default_rng(0)
-    many = [Photo("happy/x", 0, rng.bytes(32).hex(), "train") for _ in range(500)]
-    found = crossvalidate.group(DATA, many, "")
+    many = [Photo(f"happy/{i}", 0, rng.bytes(32).hex(), "train") for i in range(500)]
+    found = groups_of(many, "")
     assert sorted(found) == [f"part {n}" for n in range(1, 6)]
     assert sum(map(len, found.values())) == 500
     assert min(map(len, found.values())) > 60
@@ -47,13 +54,25 @@ def test_without_an_expression_there_are_five_parts_that_do_not_follow_the_split
         assert 0.4 < np.mean(positions) < 0.6
 
 
+def test_near_duplicates_are_kin_and_never_in_two_of_the_five_parts():
+    rng = np.random.default_rng(0)
+    many = [Photo(f"happy/{i}", 0, rng.bytes(32).hex(), "train") for i in range(100)]
+    twins = tuple((f"happy/{i}", f"happy/{i + 1}", f"happy/{i + 2}") for i in range(0, 90, 3))
+    data = SimpleNamespace(root="photos", twins=twins)
+    kin = crossvalidate.kinship(data, many)
+    assert len(set(kin.tolist())) == 40
+    parts = {row: name for name, rows in groups_of(many, "", data).items() for row in rows.tolist()}
+    assert all(parts[i] == parts[i + 1] == parts[i + 2] for i in range(0, 90, 3))
+    assert len(set(parts.values())) == 5
+
+
 @pytest.mark.parametrize(
     ("pattern", "match"),
-    [("(", "no regular expression"), ("^a", "put what names the group into parentheses"), ("(x)?", "only one group")],
+    [("(", "no regular expression"), ("^a", "put what names the group into parentheses"), ("(x)?", "no two groups")],
 )
 def test_an_expression_that_makes_no_groups_is_one_clear_line(pattern, match):
-    with pytest.raises(DatasetError, match=match):
-        crossvalidate.group(DATA, photos("a_1", "b_1"), pattern)
+    with pytest.raises(InputError, match=match):
+        groups_of(photos("a_1", "b_1"), pattern)
 
 
 def test_each_group_is_measured_by_a_model_of_the_others(tmp_path, monkeypatch, capsys):
@@ -63,7 +82,7 @@ def test_each_group_is_measured_by_a_model_of_the_others(tmp_path, monkeypatch, 
     monkeypatch.setattr(crossvalidate, "LEAST", 2)
     for number in range(60):
         for label, other in (("happy", "sad"), ("sad", "happy")):
-            collector = "abc"[number % 3]
+            collector = "aabbc"[number % 5]
             folder = tmp_path / "photos" / (other if collector == "c" else label)
             folder.mkdir(parents=True, exist_ok=True)
             drawings.photo(label, number).save(folder / f"{collector}_{label}{number}.png")
@@ -74,12 +93,24 @@ def test_each_group_is_measured_by_a_model_of_the_others(tmp_path, monkeypatch, 
         cells = [cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")]
         if len(cells) > 2:
             rows[cells[0]] = cells[1:]
-    assert [rows[name][0] for name in "abc"] == ["40", "40", "40"]
+    assert [rows[name][0] for name in "abc"] == ["48", "48", "24"]
     assert float(rows["a"][1].rstrip("%")) > 80
     assert float(rows["b"][1].rstrip("%")) > 80
     assert float(rows["c"][1].rstrip("%")) < 20
     assert rows["all photos"][0] == "120"
-    assert list(tmp_path.glob("runs/*/features")) == []
+    for scratch in ("features", "backup", "checkpoints"):
+        assert list(tmp_path.glob(f"runs/2*/**/{scratch}")) == []
+    (result,) = tmp_path.glob("runs/*/result.json")
+    assert json.loads(result.read_text())["groups"]["a"]["photos"] == 48
+
+
+def test_groups_that_hold_one_class_each_are_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(crossvalidate, "LEAST", 2)
+    drawings.folder(tmp_path / "photos", count=20)
+    settings = ("--set", "trainer.image_size=64", "--set", "trainer.fine_tune=false")
+    assert main(["crossvalidate", "--data", "photos", "--groups", "^(happy|sad)", *settings]) == 2
+    assert "without this group no photo of 'happy' is left" in capsys.readouterr().err
 
 
 def test_a_network_without_a_backbone_is_one_clear_line(tmp_path, monkeypatch, capsys):

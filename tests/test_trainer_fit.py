@@ -290,9 +290,7 @@ def test_a_run_that_was_interrupted_twice_ends_at_the_same_model(tmp_path):
     assert status == -signal.SIGKILL
     status, said = stopped_at(tmp_path, "fine_tune: epoch 4/6", signal.SIGTERM, "fit", *SMALL, "--resume")
     assert status == 130
-    assert said[-1] == (
-        "moodbox-train: interrupted: nothing was published; `moodbox-train fit --resume` goes on with it"
-    )
+    assert said[-1] == ("moodbox-train: interrupted: the same command with --resume goes on")
     assert not any("Traceback" in line for line in said)
     assert not (tmp_path / "models").exists()
 
@@ -315,9 +313,54 @@ def test_ctrl_c_is_one_line_and_publishes_nothing(tutorial):
     argv = ("fit", *TUTORIAL, "--epochs", "100000", "--set", "trainer.patience=100000", *elsewhere)
     status, said = stopped_at(tutorial.place, "whole: epoch 2/", signal.SIGINT, *argv)
     assert status == 130
-    assert said[-1].startswith("moodbox-train: interrupted: nothing was published")
+    assert said[-1].startswith("moodbox-train: interrupted")
     assert not any("Traceback" in line for line in said)
     assert not (tutorial.place / "other").exists()
+
+
+def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(tmp_path, monkeypatch, capsys):
+    from trainer import runs
+    from trainer.__main__ import main
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    drawings.folder(tmp_path / "training")
+    real = runs.finish
+    monkeypatch.setattr(runs, "finish", killed)
+    assert main(["fit", *TUTORIAL, "--epochs", "1"]) == 130
+    os.unlink(tmp_path / "models" / "champion")
+    monkeypatch.setattr(runs, "finish", real)
+    assert main(["fit", *TUTORIAL, "--epochs", "1", "--resume"]) == 0
+    assert bundle.numbers(tmp_path / "models") == [1]
+    assert bundle.champion(tmp_path / "models") == 1
+    assert main(["fit", *TUTORIAL, "--epochs", "1", "--resume"]) == 2
+    assert "was not interrupted" in capsys.readouterr().err
+
+
+def test_test_photos_that_change_or_vanish_while_it_trains_are_measured_as_they_were(tmp_path, monkeypatch):
+    from trainer import train
+    from trainer.settings import load
+
+    monkeypatch.chdir(tmp_path)
+    drawings.folder(tmp_path / "training")
+    flags = [option for option in TUTORIAL if "=" in option]
+    chosen = load(flags=[*flags, "trainer.architecture=tutorial_cnn"]).settings
+    plan = train.Plan.of(chosen.trainer)
+    data = train.prepare(chosen, plan)
+    view = train.open_view(chosen, plan, data, tmp_path / "view")
+    before = train.files_of(view, data, "test")
+    changed, gone = before[0][0], before[1][0]
+    changed.write_bytes((tmp_path / "training" / "sad" / "sad1.png").read_bytes())
+    gone.unlink()
+    after = train.files_of(view, data, "test")
+    assert [path for path, _ in after[2:]] == [path for path, _ in before[2:]]
+    photos = data.of("test")
+    for (path, label), photo in zip(after[:2], photos[:2], strict=True):
+        assert path.stem == photo.sha256
+        assert label == photo.label
+        assert images.decode(path).pixels.shape == (32, 32, 3)
 
 
 def test_a_model_that_guesses_is_published_and_not_the_champion(tmp_path):

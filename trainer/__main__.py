@@ -36,15 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         return run(asked)
     except KeyboardInterrupt:
-        on = "; `moodbox-train fit --resume` goes on with it" if asked.command == "fit" else ""
-        return complain(f"interrupted: nothing was published{on}", 130)
+        return interrupted(asked)
     except BrokenPipeError:  # `moodbox-train models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception:
+        if not stopped:
+            raise
+        return interrupted(asked)  # the signal came while a library's native code was at work: it raises what it likes
+
+
+def interrupted(asked: argparse.Namespace) -> int:
+    """Say that a signal ended the command, and how to go on."""
+    on = ": the same command with --resume goes on" if asked.command == "fit" else ""
+    return complain(f"interrupted{on}", 130)
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -75,6 +91,8 @@ def complain(text: str, status: int) -> int:
 
 def options(asked: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that have options of their own, those that were given."""
+    if getattr(asked, "epochs", None) == 0:
+        raise InputError("--epochs 0: train for at least one epoch")
     given = {
         "dataset": {"root": getattr(asked, "data", None)},
         "trainer": {"architecture": getattr(asked, "architecture", None), "epochs": getattr(asked, "epochs", None)},

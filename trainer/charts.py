@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -147,7 +148,7 @@ def score_histogram(
             axes.axvline(threshold, color=svg.INK, linestyle=":")
         axes.set_xlabel(f"score of {svg.short(names[1])}" if threshold is not None else "score of the answer")
         axes.set_ylabel("share of these photos")
-        axes.yaxis.set_major_formatter(_percents())
+        _in_percent(axes.yaxis)
         svg.legend(axes, shown, None)
 
     return svg.draw("scores", draw)
@@ -169,14 +170,16 @@ def accuracy_by_size(megapixels: NDArray[np.float64], right: NDArray[np.bool_]) 
         axes.set_xlabel("megapixels")
         axes.set_ylabel("right answers")
         axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(_percents())
+        _in_percent(axes.yaxis)
         axes.grid(axis="y")
 
     return svg.draw("size", draw)
 
 
-def _percents() -> PercentFormatter:
-    return PercentFormatter(1, decimals=0, symbol="\N{NARROW NO-BREAK SPACE}%")
+def _in_percent(axis: Axis) -> None:
+    """Write an axis of shares in whole per cent, at steps that are whole ones."""
+    axis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\N{NARROW NO-BREAK SPACE}%"))
 
 
 def _span(group: int) -> str:
@@ -220,6 +223,6 @@ def _shares(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    axes.xaxis.set_major_formatter(_percents())
-    axes.yaxis.set_major_formatter(_percents())
+    _in_percent(axes.xaxis)
+    _in_percent(axes.yaxis)
     axes.grid(visible=True)

@@ -6,7 +6,7 @@ other commands, and the first complaints, come at once.
 
 import contextlib
 import os
-import shutil
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,16 +31,13 @@ def fit(settings: Settings, *, promote: bool, resume: bool) -> None:
 
     serving = bundle.champion(settings.models.root)
     with runs.opened(settings.trainer.runs, settings.trainer.architecture, datetime.now(UTC), resume=resume) as workdir:
-        trained = train.train_and_evaluate(settings, workdir)
-    guesses = trained.metrics.balanced_accuracy <= 1 / len(trained.data.class_names)
-    if promote and not guesses:
-        bundle.promote(settings.models.root, trained.number)
+        trained = train.train_and_evaluate(settings, workdir, promote=promote)
     show_unused(trained.data.unused)
     for table in evaluate.tables(trained.metrics):
         Console().print(table)
-    if guesses:
+    if trained.guesses:
         write("it is no better than guessing, so it is not made the champion: look at the report, and at the photos")
-    show_standing(settings, trained.number, serving, promoted=promote and not guesses)
+    show_standing(settings, trained.number, serving, promoted=promote and not trained.guesses)
     write(f"took {time.monotonic() - started:.0f} s and {memory.peak() / 1e9:.1f} GB of memory")
     write(f"report: {workdir / 'report.html'}")
     write("the curves of all runs: moodbox-train tensorboard")
@@ -59,14 +56,27 @@ def crossvalidate(settings: Settings, groups: str) -> None:
     """Train leaving out one group of photos at a time, and measure on it."""
     started = time.monotonic()
     class_folders(settings.dataset.root, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
+    finder = expression(groups) if groups else None
     training()
     from trainer import crossvalidate as leaving_out  # noqa: PLC0415
 
     with runs.opened(settings.trainer.runs, "crossvalidate", datetime.now(UTC), resume=False) as workdir:
-        folds = leaving_out.crossvalidate(settings, groups, workdir)
-    shutil.rmtree(workdir / "features", ignore_errors=True)
+        folds = leaving_out.crossvalidate(settings, finder, workdir)
+        runs.finish(workdir, leaving_out.as_json(folds))
     Console().print(leaving_out.table(folds))
+    write(f"as JSON: {workdir / runs.RESULT}")
     write(f"took {time.monotonic() - started:.0f} s and {memory.peak() / 1e9:.1f} GB of memory")
+
+
+def expression(pattern: str) -> re.Pattern[str]:
+    """Return a regular expression whose first group names groups of photos. Raises InputError."""
+    try:
+        finder = re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise InputError(f"--groups {pattern!r}: no regular expression: {error}") from None
+    if not finder.groups:
+        raise InputError(f"--groups {pattern!r}: put what names the group into parentheses, as in '^([a-z]+)_'")
+    return finder
 
 
 def show_standing(settings: Settings, number: int, serving: int | None, *, promoted: bool) -> None:

@@ -12,10 +12,15 @@ from pathlib import Path
 
 def write_new(path: Path, data: bytes) -> None:
     """Create `path` with `data` and fsync it; FileExistsError where it is there already."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None:  # a write knows no name, and a full disk has to be told by one
+            raise OSError(error.errno, error.strerror, str(path.parent)) from None
+        raise
 
 
 def sync_directory(path: Path) -> None:

@@ -54,12 +54,22 @@ def compute(lower: keras.Model, batches: Iterable[NDArray[Any]], count: int, pat
 
     Raises InputError where they would not fit on the disk.
     """
-    if not path.exists():
-        shape = (count, *lower.output_shape[1:])
+    shape = (count, *lower.output_shape[1:])
+    kept = _kept(path)
+    if kept is None or kept.shape != shape:
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_space(path.parent, 2 * math.prod(shape))
         _write(path, shape, track(_maps(lower, batches), math.ceil(count / CHUNK), label))
     maps: Maps = np.load(path, mmap_mode="r")
+    return maps
+
+
+def _kept(path: Path) -> Maps | None:
+    """Return the maps that an interrupted run left; None where there are none, or not all of them."""
+    try:
+        maps: Maps = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
     return maps
 
 

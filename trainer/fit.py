@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trainer import augment, board, features, heads, input_pipeline, memory, model, transfer
 from trainer.callbacks import EpochOrder, EpochStream, Stage, guarded, history, restore_best, watching
-from trainer.dataset import SPLITS
+from trainer.dataset import SPLITS, Photo
 from trainer.features import Maps, Parts
 from trainer.plan import Plan
 from trainer.tables import Trainer
@@ -50,6 +50,10 @@ class View:
         for images, _ in self.stream(split, side, features.CHUNK).as_numpy_iterator():
             yield images.astype(np.uint8)
 
+    def path(self, photo: Photo) -> Path:
+        """Return where a photo's prepared copy is."""
+        return self.root / photo.split / self.class_names[photo.label] / f"{photo.sha256}.png"
+
     def rows(self, split: str) -> NDArray[np.int_]:
         """Return which rows of the arrays, in the order of SPLITS, are a split's."""
         start = sum(len(self.labels[before]) for before in SPLITS[: SPLITS.index(split)])
@@ -64,13 +68,15 @@ class View:
 class Fitted:
     """A trained classifier and its curves by stage.
 
-    `features` are those of all photos in the order of SPLITS (None where all of the network was trained), `dropped` the
-    rows of the training photos that were left out because their labels were doubted.
+    `features` are those of all photos in the order of SPLITS (None where all of the network was trained), `kept` is
+    the stage whose network it is, `dropped` the rows of the training photos that were left out because their labels
+    were doubted.
     """
 
     network: keras.Model
     histories: Mapping[str, Mapping[str, Sequence[float]]]
     features: Maps | None
+    kept: str
     dropped: Sequence[int] = ()
 
 
@@ -85,7 +91,7 @@ def fit(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:
     if parts.upper is not None:
         memory.require(parts.upper, plan.batch_size)
     done = transfer.train(asked, plan, parts, shown, workdir)
-    return Fitted(done.network, done.histories, done.pooled, tuple(map(int, done.dropped)))
+    return Fitted(done.network, done.histories, done.pooled, done.kept, tuple(map(int, done.dropped)))
 
 
 def show_batch(plan: Plan, view: View, logs: Path) -> None:
@@ -138,7 +144,7 @@ def fit_whole(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:
             verbose=0,
         )
     restore_best(network, stage)
-    return Fitted(network, {"whole": history(stage)}, None)
+    return Fitted(network, {"whole": history(stage)}, None, "whole")
 
 
 def _with_targets(classes: int) -> Any:

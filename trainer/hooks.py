@@ -104,7 +104,7 @@ class Hooks(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no typ
             method(*given)
         except (InputError, FailureError):
             raise
-        except Exception as error:  # a user's code raises what it likes
+        except (Exception, SystemExit) as error:  # a user's code raises what it likes
             raise InputError(_told(self.settings.hooks, f"{method.__name__} failed", error)) from error
 
 
@@ -118,10 +118,15 @@ def load(name: str, asked: Trainer, stage: Stage) -> Hooks | None:
     found = _class(name)
     try:
         hooks = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(_told(name, "__init__ failed", error)) from error
     hooks.stage, hooks.workdir, hooks.settings = stage.name, stage.workdir, asked
     return hooks
+
+
+def find(name: str) -> type[Hooks] | None:
+    """Return the class that `name` stands for; None where it is empty. Raises InputError."""
+    return _class(name) if name else None
 
 
 def _class(name: str) -> type[Hooks]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 CHUNK = 256
+DEEPEST = 100  # folders in one another: nobody sorts photos like that, and Python has its own limit
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,8 +32,11 @@ class Rules:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignore)
 
 
-def walk(root: Path, folder: str, rules: Rules) -> Iterator[str]:
-    """Yield, sorted, the paths of all entries that are no folders, and of folders that cannot be read."""
+def walk(root: Path, folder: str, rules: Rules, depth: int = 0) -> Iterator[str]:
+    """Yield, sorted, the paths of all entries that are no folders, and of folders that cannot be read, or too deep."""
+    if depth > DEEPEST:
+        yield folder
+        return
     try:
         entries = sorted(os.scandir(root / folder), key=lambda e: e.name)
     except OSError:
@@ -42,7 +46,7 @@ def walk(root: Path, folder: str, rules: Rules) -> Iterator[str]:
         if rules.skips(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from walk(root, f"{folder}/{entry.name}", rules)
+            yield from walk(root, f"{folder}/{entry.name}", rules, depth + 1)
         else:
             yield f"{folder}/{entry.name}"
 
@@ -52,7 +56,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     if path.is_symlink():
         raise ValueError("a link is not followed")
     if not path.is_file():
-        raise ValueError("a folder that cannot be read" if path.is_dir() else "not a regular file")
+        raise ValueError("a folder that cannot be read, or lies too deep" if path.is_dir() else "not a regular file")
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:

@@ -16,6 +16,7 @@ from rich.table import Table
 from trainer import export, gradcam, images
 from trainer.bundle import Bundle, decide
 from trainer.dataset import Photo
+from trainer.errors import FailureError
 from trainer.litert import Predictor
 from trainer.progress import track
 
@@ -54,7 +55,10 @@ def compare(
 
     `samples`, pictures alike, show the int8 converter which values occur.
     """
-    model = gradcam.load(loaded.read("model.keras"))
+    try:
+        model = gradcam.load(loaded.read("model.keras"))
+    except gradcam.UnexplainableError as error:
+        raise FailureError(f"bundle {loaded.path}: {error}") from None
     classes = len(loaded.manifest.class_names)
     predictors = {}
     for name in track(NAMES, len(NAMES), "conversions"):

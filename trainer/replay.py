@@ -4,6 +4,7 @@ Invariant: it is read as plain arrays, never as pickled objects, and row i of ea
 """
 
 import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.bundle import Bundle
+from trainer.bundle_check import refused
 from trainer.dataset import SPLITS
 
 REPLAY = "replay.npz"
@@ -41,8 +43,12 @@ def read(bundle: Bundle) -> Replay | None:
     """Return a bundle's replay, None where it has none. Raises BundleError where the file was changed."""
     if REPLAY not in bundle.manifest.files:
         return None
-    with np.load(io.BytesIO(bundle.read(REPLAY)), allow_pickle=False) as stored:
-        return Replay(**stored)
+    data = io.BytesIO(bundle.read(REPLAY))
+    try:
+        with np.load(data, allow_pickle=False) as stored:
+            return Replay(**stored)
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        raise refused(bundle.path, f"{REPLAY} does not hold features") from None
 
 
 def learned(bundle: Bundle, hashes: Sequence[str]) -> list[bool] | None:

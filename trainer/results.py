@@ -4,7 +4,7 @@ Invariant: everything shows the same predictions, those of the exported model on
 the bundle is published.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ def facts(settings: Settings, plan: Plan, data: Dataset, fitted: Fitted, seconds
     return {
         "architecture": f"{plan.architecture.name}, {plan.image_size} px",
         "stages": ", ".join(f"{name} ({len(curves['accuracy'])} epochs)" for name, curves in fitted.histories.items()),
+        "kept": f"the network of stage {fitted.kept}",
         "photos": ", ".join(f"{count} {split}" for split, count in counts.items()),
         "not used": str(len(data.unused)),
         "labels doubted, not learned from": str(len(fitted.dropped)),
@@ -35,11 +36,6 @@ def facts(settings: Settings, plan: Plan, data: Dataset, fitted: Fitted, seconds
         "peak memory": f"{memory.peak() / 1e9:.1f} GB",
         "settings": " ".join(f"{k}={v}" for k, v in settings.trainer.model_dump(mode="json").items() if k != "runs"),
     }
-
-
-def joined(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Mapping[str, Sequence[float]]:
-    """Return the curves of the last stage: the one that is looked at."""
-    return list(histories.values())[-1]
 
 
 def show(
@@ -53,7 +49,7 @@ def show(
     workdir: Path,
 ) -> None:
     """Write curves.png, confusion.png, report.html and TensorBoard's summary of the run."""
-    history = joined(fitted.histories)
+    history = fitted.histories[fitted.kept]
     charts.draw_curves(history, workdir / "curves.png")
     charts.draw_confusion(metrics, workdir / "confusion.png")
     report.write(

@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import stages
+from trainer.errors import FailureError
+from trainer.progress import printable
 from trainer.stages import Commit, Stage
 
 Logs = dict[str, Any] | None
@@ -34,7 +36,7 @@ class Rows(keras.callbacks.CSVLogger):  # type: ignore[misc]  # Keras has no typ
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Write the row, durably."""
-        super().on_epoch_end(epoch, logs)
+        super().on_epoch_end(epoch + 1, logs)  # epochs count from 1 wherever a person sees them
         os.fsync(self.csv_file.fileno())
 
     def close(self) -> None:
@@ -89,7 +91,10 @@ class Backup(keras.callbacks.BackupAndRestore):  # type: ignore[misc]
         self.model._initial_epoch = self.params["epochs"] if done.stopped else done.epoch  # noqa: SLF001
         if done.epoch:
             stages.load(self.model, self._stage.checkpoint(done.epoch))
-            for state, value in zip(generators(self.model), done.seeds, strict=True):
+            states = generators(self.model)
+            if len(states) != len(done.seeds):
+                raise FailureError(f"{printable(self._stage.backup)}: damaged: {stages.ANEW}")
+            for state, value in zip(states, done.seeds, strict=True):
                 state.assign(value)
 
 

@@ -5,8 +5,10 @@ interrupted, and can be gone on with where the photos and settings are still the
 """
 
 import contextlib
+import fcntl
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -15,8 +17,9 @@ from typing import Any
 
 from trainer import durable
 from trainer.errors import InputError
+from trainer.progress import line, printable
 
-ASKED, RESULT = "run.json", "result.json"
+ASKED, RESULT, BEGUN = "run.json", "result.json", "begun"
 SCRATCH = ("features", "backup", "checkpoints", "staged")  # what only an interrupted run needs
 
 
@@ -36,46 +39,75 @@ def create(runs: Path, name: str, now: datetime) -> Path:
 def opened(runs: Path, name: str, now: datetime, *, resume: bool) -> Iterator[Path]:
     """Give a new run's directory, or the last unfinished one's; remove it again where the run fails at once."""
     workdir = last_unfinished(runs) if resume else create(runs, name, now)
+    with locked(workdir):
+        try:
+            yield workdir
+        finally:
+            with contextlib.suppress(OSError):
+                workdir.rmdir()
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other processes from working in the same directory. Raises InputError where one does."""
+    descriptor = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield workdir
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f"{printable(workdir)}: this run is still at work: wait for its end, or end it") from None
     finally:
-        with contextlib.suppress(OSError):
-            workdir.rmdir()
-
-
-def unfinished(runs: Path) -> list[Path]:
-    """Return the directories of interrupted runs, the oldest first."""
-    begun = sorted(path.parent for path in runs.glob(f"*/{ASKED}"))
-    return [workdir for workdir in begun if not (workdir / RESULT).exists()]
+        os.close(descriptor)
 
 
 def last_unfinished(runs: Path) -> Path:
-    """Return the directory of the last interrupted run. Raises InputError where there is none."""
-    found = unfinished(runs)
-    if not found:
-        raise InputError(f"{runs}: no run there was interrupted: `moodbox-train fit` begins a new one")
-    return found[-1]
+    """Return the directory of the last run, where it was interrupted. Raises InputError where it was not."""
+    begun = sorted(path.parent for path in runs.glob(f"*/{ASKED}"))
+    if not begun or _size(begun[-1] / RESULT):
+        raise InputError(
+            f"{printable(runs)}: the last run there was not interrupted: `fit` without --resume begins one"
+        )
+    line(f"going on with {printable(begun[-1])}")
+    return begun[-1]
 
 
-def begin(workdir: Path, asked: Mapping[str, Any]) -> None:
-    """Note what the run was asked for; for a run that goes on, InputError where that has changed."""
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def begin(workdir: Path, asked: Mapping[str, Any], now: datetime) -> str:
+    """Note what the run was asked for, and when; return when it began, UTC, ISO 8601: the run's name for ever.
+
+    For a run that goes on, raises InputError where what is asked for has changed.
+    """
     note = workdir / ASKED
     if not note.exists():
-        durable.replace(note, json.dumps(asked, indent=2).encode() + b"\n")
-        return
+        durable.replace(note, json.dumps({BEGUN: now.isoformat(), **asked}, indent=2).encode() + b"\n")
+        return now.isoformat()
     try:
-        before = json.loads(note.read_bytes())
-    except ValueError:
-        raise InputError(f"{note}: damaged: begin anew with `moodbox-train fit`") from None
+        before = dict(json.loads(note.read_bytes()))
+        begun = str(before.pop(BEGUN))
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{printable(note)}: damaged: begin anew, without --resume") from None
     changed = sorted(key for key in before.keys() | asked.keys() if before.get(key) != asked.get(key))
     if changed:
         raise InputError(
-            f"{workdir}: cannot go on, since {' and '.join(changed)} changed: begin anew with `moodbox-train fit`"
+            f"{printable(workdir)}: cannot go on, since {' and '.join(changed)} changed: begin anew, without --resume"
         )
+    return begun
 
 
 def finish(workdir: Path, result: Mapping[str, Any]) -> None:
     """Note the result, and remove what only an interrupted run needs."""
     durable.replace(workdir / RESULT, json.dumps(result, indent=2).encode() + b"\n")
+    clear(workdir)
+
+
+def clear(workdir: Path) -> None:
+    """Remove what only an interrupted run needs."""
     for name in SCRATCH:
         shutil.rmtree(workdir / name, ignore_errors=True)

@@ -89,7 +89,7 @@ def committed(stage: Stage) -> Commit:
         return Commit(int(found["epoch"]), bool(found["stopped"]), tuple(tuple(s) for s in found["seeds"]))
     except FileNotFoundError:
         return Commit()
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise FailureError(f"{printable(path)}: damaged: {ANEW}") from None
 
 

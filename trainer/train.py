@@ -5,9 +5,12 @@ where the threshold is. A run that fails or is interrupted publishes nothing, an
 it was. The same photos, settings and seed give the same model on the same machine.
 """
 
+import contextlib
+import hashlib
 import shutil
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import bundle, calibration, evaluate, export, prepared, replay, results, runs
-from trainer.dataset import SPLITS, Dataset, open_dataset
+from trainer import bundle, calibration, evaluate, export, hooks, prepared, replay, results, runs
+from trainer.dataset import SPLITS, Dataset, Photo, open_dataset
 from trainer.disk import disk_errors
 from trainer.fit import Fitted, Plan, View, fit
 from trainer.images import PREPROCESSING_VERSION
@@ -31,9 +34,16 @@ class Trained:
     metrics: evaluate.Metrics
     data: Dataset
 
+    @property
+    def guesses(self) -> bool:
+        """Whether the bundle is no better than guessing, and so no champion."""
+        return self.metrics.balanced_accuracy <= 1 / len(self.data.class_names)
 
-def train_and_evaluate(settings: Settings, workdir: Path) -> Trained:
+
+def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool) -> Trained:
     """Train on the dataset, measure on its test photos, and publish; `workdir` is the run's own directory.
+
+    With `promote` the bundle becomes the champion, unless it is no better than guessing.
 
     Raises InputError (DatasetError, ArchitectureError …), DownloadError, BundleError.
     """
@@ -42,31 +52,44 @@ def train_and_evaluate(settings: Settings, workdir: Path) -> Trained:
     plan = Plan.of(settings.trainer)
     data = prepare(settings, plan)
     data.require_enough()
-    runs.begin(workdir, asked(settings, data))
-    view = open_view(settings, plan, data, workdir / "data")
-
-    fitted = fit(settings.trainer, plan, view, workdir)
+    hooks.find(settings.trainer.hooks)  # a mistake there is no run to go on with
+    begun = runs.begin(workdir, asked(settings, data), datetime.now(UTC))
     with disk_errors(workdir):
-        return judged_and_published(settings, plan, data, view, fitted, workdir, started)
+        view = open_view(settings, plan, data, workdir / "data")
+        fitted = fit(settings.trainer, plan, view, workdir)
+        served, metrics = judged(settings, plan, data, view, fitted, workdir, started)
+    draft = served.manifest.model_copy(update={"metrics": metrics.as_json(), "created": begun})
+    number = published(settings.models.root, served, draft)
+    trained = Trained(number, metrics, data)
+    if promote and not trained.guesses:
+        bundle.promote(settings.models.root, number)
+    runs.finish(workdir, {"bundle": number, "metrics": metrics.as_json()})
+    return trained
 
 
-def judged_and_published(
+def judged(
     settings: Settings, plan: Plan, data: Dataset, view: View, fitted: Fitted, workdir: Path, started: float
-) -> Trained:
-    """Export what was fitted, choose its threshold, measure it on the test photos, report, and publish it."""
+) -> tuple[bundle.Bundle, evaluate.Metrics]:
+    """Export what was fitted, choose its threshold, measure it on the test photos, and report."""
     staged = workdir / "staged"
     stage(settings, plan, view, data, fitted, staged)
     served = opened(staged, draft_manifest(settings, plan, data))
-    served = with_threshold(served, data, settings)
-    predictions = evaluate.predict(served, files_of(data, "test"), settings.tray.max_pixels)
+    served = with_threshold(served, view, data, settings)
+    predictions = evaluate.predict(served, files_of(view, data, "test"), settings.tray.max_pixels)
     metrics = evaluate.measure(served, predictions)
-
     facts = results.facts(settings, plan, data, fitted, time.monotonic() - started)
     results.show(served, predictions, metrics, fitted, facts, view, settings, workdir)
-    draft = served.manifest.model_copy(update={"metrics": metrics.as_json()})
-    number = bundle.publish(settings.models.root, staged, draft)
-    runs.finish(workdir, {"bundle": number, "metrics": metrics.as_json(), "facts": dict(facts)})
-    return Trained(number, metrics, data)
+    return served, metrics
+
+
+def published(models: Path, served: bundle.Bundle, draft: bundle.Manifest) -> int:
+    """Publish, unless this very run did so before it was interrupted; return the bundle's number."""
+    for number in bundle.numbers(models):
+        with contextlib.suppress(bundle.BundleError):
+            there = bundle.read_manifest(models, number)
+            if there.created == draft.created and there.files[bundle.MODEL] == draft.files[bundle.MODEL]:
+                return number
+    return bundle.publish(models, served.path, draft)
 
 
 def make_repeatable(seed: int) -> None:
@@ -93,9 +116,18 @@ def open_view(settings: Settings, plan: Plan, data: Dataset, root: Path) -> View
     return View(root, data.class_names, {split: [p.label for p in data.of(split)] for split in SPLITS})
 
 
-def files_of(data: Dataset, split: str) -> list[tuple[Path, int]]:
-    """Return (path, class index) of a split's photos, in order."""
-    return [(data.root / photo.path, photo.label) for photo in data.of(split)]
+def files_of(view: View, data: Dataset, split: str) -> list[tuple[Path, int]]:
+    """Return (path, class index) of a split's photos, in order; the prepared copy of one that is not what it was."""
+    return [(_unchanged(view, data, photo), photo.label) for photo in data.of(split)]
+
+
+def _unchanged(view: View, data: Dataset, photo: Photo) -> Path:
+    path = data.root / photo.path
+    try:
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == photo.sha256
+    except OSError:
+        same = False
+    return path if same else view.path(photo)
 
 
 def asked(settings: Settings, data: Dataset) -> dict[str, Any]:
@@ -117,11 +149,11 @@ def opened(staged: Path, draft: bundle.Manifest) -> bundle.Bundle:
     return bundle.Bundle(staged, manifest, (staged / bundle.MODEL).read_bytes())
 
 
-def with_threshold(served: bundle.Bundle, data: Dataset, settings: Settings) -> bundle.Bundle:
+def with_threshold(served: bundle.Bundle, view: View, data: Dataset, settings: Settings) -> bundle.Bundle:
     """Choose the threshold on the validation photos."""
     if served.manifest.threshold is None:
         return served
-    seen = evaluate.predict(served, files_of(data, "validation"), settings.tray.max_pixels)
+    seen = evaluate.predict(served, files_of(view, data, "validation"), settings.tray.max_pixels)
     threshold = calibration.choose_threshold(seen.labels, seen.scores[:, 1])
     manifest = served.manifest.model_copy(update={"threshold": threshold})
     return bundle.Bundle(served.path, manifest, served.model)

@@ -48,7 +48,7 @@ class Transferred:
     """A classifier (images to probabilities) and its curves by stage.
 
     `pooled` are its backbone's features of all photos (N, F), `scores` their probabilities (N, C), `dropped` the rows
-    of the training photos whose labels were doubted.
+    of the training photos whose labels were doubted, `kept` the stage whose network it is.
     """
 
     network: keras.Model
@@ -56,6 +56,7 @@ class Transferred:
     pooled: Maps
     scores: NDArray[np.float32]
     dropped: Rows
+    kept: str
 
 
 def train(asked: Trainer, plan: Plan, parts: Parts, examples: Examples, workdir: Path) -> Transferred:
@@ -63,17 +64,17 @@ def train(asked: Trainer, plan: Plan, parts: Parts, examples: Examples, workdir:
     pooled = parts.pooled(examples.copies[0])
     kept, dropped = without_suspects(plan, pooled, examples)
     last = fit_head(asked, plan, pooled, kept, examples, workdir)
-    histories = {"head": history(Stage("head", workdir, HEAD_EPOCHS))}
+    histories, stays = {"head": history(Stage("head", workdir, HEAD_EPOCHS))}, "head"
     if parts.upper is not None:
         tuned = fine_tune(asked, plan, parts.upper, last, kept, examples, workdir)
         histories["fine_tune"] = history(Stage("fine_tune", workdir, plan.epochs))
         if standing(histories["fine_tune"]) > standing(histories["head"]):
-            last, pooled = tuned, parts.pooled(examples.copies[0])
+            last, pooled, stays = tuned, parts.pooled(examples.copies[0]), "fine_tune"
         else:
             progress.line("fine-tuning made it no better: the head alone is kept")
             parts = Parts.of(reset(plan), plan.architecture.cut)
     network = heads.join(parts.whole, last, examples.classes)
-    return Transferred(network, histories, pooled, heads.probabilities(pooled, last), dropped)
+    return Transferred(network, histories, pooled, heads.probabilities(pooled, last), dropped, stays)
 
 
 def standing(curves: Mapping[str, Sequence[float]]) -> tuple[float, float]:
