@@ -279,7 +279,13 @@ def test_a_damaged_record_is_one_line_of_error_and_no_new_split(root, bad):
 
 def test_a_record_that_cannot_be_read_is_an_error(root):
     (root / NAME).mkdir()
-    with pytest.raises(DamagedRecordError, match="cannot be read: Is a directory"):
+    with pytest.raises(DamagedRecordError, match="cannot be read: not a regular file"):
+        split_record.read(root)
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_for(root):
+    os.mkfifo(root / NAME)
+    with pytest.raises(DamagedRecordError, match="not a regular file"):
         split_record.read(root)
 
 

@@ -174,7 +174,7 @@ def table(folds: Sequence[Fold]) -> Table:
     right = sum(fold.metrics.accuracy * fold.metrics.photos for fold in folds)
     photos = sum(fold.metrics.photos for fold in folds)
     shown.add_row("all photos", str(photos), f"{right / photos:.1%}", "", "", "", "")
-    shown.add_row("mean of groups", "", f"{mean:.1%}", "", "", "", "")
+    shown.add_row("mean", "", f"{mean:.1%}", "", "", "", "")
     return shown
 
 

@@ -78,7 +78,9 @@ def locked(root: Path) -> Iterator[None]:
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the lines; the last one too where its end is missing, which no line can be."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise DamagedRecordError(f"{printable(path)}: not a regular file: it says which photos are tested on")
+        raise DamagedRecordError(
+            f"{printable(path)}: cannot be read: not a regular file: it says which photos are tested on"
+        )
     try:
         with path.open("rb") as file:
             yield from file
