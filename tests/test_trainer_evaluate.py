@@ -196,5 +196,13 @@ def test_a_replay_with_pickled_objects_is_not_loaded(tmp_path):
     staged = bundles.stage(tmp_path / "staged")
     np.savez(staged / "replay.npz", features=np.array([{"an": "object"}], dtype=object))
     bundle.publish(tmp_path / "models", staged, bundles.draft())
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(bundle.BundleError, match=r"replay\.npz does not hold features"):
+        replay.read(bundle.load(tmp_path / "models", 1))
+
+
+def test_a_replay_that_is_no_archive_is_refused_in_one_line(tmp_path):
+    staged = bundles.stage(tmp_path / "staged")
+    (staged / "replay.npz").write_bytes(b"junk")
+    bundle.publish(tmp_path / "models", staged, bundles.draft())
+    with pytest.raises(bundle.BundleError, match=r"replay\.npz does not hold features"):
         replay.read(bundle.load(tmp_path / "models", 1))

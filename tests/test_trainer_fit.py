@@ -343,6 +343,24 @@ def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(tmp_
     assert "was not interrupted" in capsys.readouterr().err
 
 
+def test_a_damaged_prepared_copy_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    from trainer.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    drawings.folder(tmp_path / "training")
+    argv = ["fit", *TUTORIAL, "--epochs", "1", "--no-promote"]
+    assert main(argv) == 0
+    for path in tmp_path.glob("runs/prepared/*/*/*.png"):
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data[:200])
+    assert main(argv) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("moodbox-train: ")
+    assert "prepared: a prepared copy of a photo is damaged: delete that folder" in last
+    assert bundle.numbers(tmp_path / "models") == [1]
+
+
 def test_test_photos_that_change_or_vanish_while_it_trains_are_measured_as_they_were(tmp_path, monkeypatch):
     from trainer import train
     from trainer.settings import load

@@ -23,6 +23,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except (InputError, FailureError):
         raise
     except Exception as error:
+        if "DecodeImage" in str(error):  # TensorFlow names the kernel, not the file
+            raise FailureError(
+                f"{printable(folder.parent / 'prepared')}: a prepared copy of a photo is damaged: delete that folder: "
+                "it is made anew"
+            ) from None
         reason = fault(error)
         if reason is None:
             raise

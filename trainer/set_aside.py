@@ -4,6 +4,7 @@ Invariant: nothing is deleted and nothing is overwritten: the folder is new, and
 in it (`moved.jsonl`) before the first file moves.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -72,5 +73,7 @@ def _move(source: Path, target: Path) -> str:
             return "its name is taken there"
         os.rename(source, target)
     except OSError as error:
+        if error.errno == errno.EXDEV:
+            return "the folder beside the dataset is on another file system: move it by hand, or the dataset deeper"
         return f"{error.strerror}"
     return ""
