@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_moved_stays_and_is_named(place, photos, suspects,
     monkeypatch.setattr(os, "rename", rename)
     check(fix=True)
     out = capsys.readouterr().out
-    assert "stays: happy/happy1.png: Invalid cross-device link" in out
+    assert "stays: happy/happy1.png: the folder beside the dataset is on another file system" in out
     assert "moved 1 file to" in out
     assert (photos / "happy" / "happy1.png").exists()
     assert not (photos / "sad" / "sad1.png").exists()
@@ -268,7 +268,9 @@ def test_another_file_system_is_one_line_and_all_stays(place, photos, suspects, 
     options = [f"--set=trainer.{name}={value}" for name, value in TRAINER.items()]
     assert main(["check", "--fix", "--data", "photos", *options]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"nothing could be moved to .*: happy/happy1.png: Invalid cross-device link", last)
+    assert re.search(
+        r"nothing could be moved to .*: happy/happy1.png: the folder beside the dataset is on another file system", last
+    )
     assert {path: data for path, data in files(photos).items() if path != split_record.NAME} == before
 
 
