@@ -229,17 +229,23 @@ def test_a_scan_holds_no_descriptors_when_it_ends_or_is_given_up(tray, inbox):
     assert len(scan(tray, scanner)) == 2
 
 
-def test_after_a_fault_the_next_scan_begins_again(tray, inbox, monkeypatch):
-    lay(inbox, {f"{n}/a.jpg": b"" for n in range(3)})
-    scanner, real, calls = Scanner(()), os.scandir, []
+def fail_at(monkeypatch, number):
+    """Let the scandir of this number fail, and no other."""
+    real, calls = os.scandir, []
 
     def fail_once(fd):
         calls.append(fd)
-        if len(calls) == 1:
+        if len(calls) == number:
             raise OSError(5, "disk")
         return real(fd)
 
     monkeypatch.setattr(os, "scandir", fail_once)
+
+
+def test_after_a_fault_the_next_scan_begins_again(tray, inbox, monkeypatch):
+    lay(inbox, {f"{n}/a.jpg": b"" for n in range(3)})
+    scanner = Scanner(())
+    fail_at(monkeypatch, 1)
     with pytest.raises(OSError, match="disk"):
         scan(tray, scanner)
     assert not scanner.in_pass
@@ -248,15 +254,8 @@ def test_after_a_fault_the_next_scan_begins_again(tray, inbox, monkeypatch):
 
 def test_a_folder_that_cannot_be_read_costs_the_others_nothing(tray, inbox, monkeypatch):
     lay(inbox, {f"{n}/a.jpg": b"" for n in range(3)})
-    scanner, real, calls = Scanner(()), os.scandir, []
-
-    def fail_once(fd):
-        calls.append(fd)
-        if len(calls) == 3:
-            raise OSError(5, "disk")
-        return real(fd)
-
-    monkeypatch.setattr(os, "scandir", fail_once)
+    scanner = Scanner(())
+    fail_at(monkeypatch, 3)
     assert len(scan(tray, scanner)) == 2
     assert list(scanner.blocked.values()) == ["this folder cannot be read: disk"]
     assert len(scan(tray, scanner)) == 3

@@ -52,6 +52,34 @@ def watching(
     ]
 
 
+def fit(
+    stage: Stage,
+    asked: Trainer,
+    network: keras.Model,
+    batches: Any,
+    validation: Any,
+    *,
+    class_names: Sequence[str],
+    class_weight: dict[int, float],
+) -> None:
+    """Fit a stage, watched, and leave the network with the weights of its best epoch.
+
+    `batches` bring their own order: a `keras.utils.PyDataset` with an `epoch`, see EpochOrder.
+    """
+    watched = [EpochOrder(batches), *watching(stage, asked, validation=validation, class_names=class_names)]
+    with guarded(stage, watched):
+        network.fit(
+            batches,
+            validation_data=validation,
+            epochs=stage.epochs,
+            callbacks=watched,
+            class_weight=class_weight,
+            shuffle=False,
+            verbose=0,
+        )
+    restore_best(network, stage)
+
+
 @contextlib.contextmanager
 def guarded(stage: Stage, callbacks: Sequence[keras.callbacks.Callback]) -> Iterator[None]:
     """Wrap around `fit`: whatever breaks it off, the terminal is left usable, and a full disk is one line.

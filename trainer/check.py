@@ -6,7 +6,6 @@ all of it is in report.json.
 """
 
 import json
-import os
 import shlex
 import sys
 from collections import Counter
@@ -160,7 +159,6 @@ def judged(settings: Settings, found: Findings, cache: prepared.Cache) -> list[S
 def _judging() -> ModuleType:
     """Load TensorFlow, which takes seconds and says things that are no errors, and what judges with it."""
     line("loading TensorFlow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     with quiet.native_stderr():
         from trainer import judging  # noqa: PLC0415
     return judging

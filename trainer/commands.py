@@ -5,7 +5,6 @@ other commands, and the first complaints, come at once.
 """
 
 import contextlib
-import os
 import re
 import time
 from datetime import UTC, datetime
@@ -45,7 +44,6 @@ def fit(settings: Settings, *, promote: bool, resume: bool) -> None:
 
 def training() -> ModuleType:
     """Load TensorFlow, which takes seconds and says things that are no errors, and what trains with it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     progress.line("loading TensorFlow")
     with quiet.native_stderr():
         from trainer import train  # noqa: PLC0415

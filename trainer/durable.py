@@ -5,6 +5,7 @@ old bytes or all of the new ones, also after a power cut.
 """
 
 import contextlib
+import itertools
 import os
 import uuid
 from pathlib import Path
@@ -21,6 +22,15 @@ def write_new(path: Path, data: bytes) -> None:
         if error.filename is None:  # a write knows no name, and a full disk has to be told by one
             raise OSError(error.errno, error.strerror, str(path.parent)) from None
         raise
+
+
+def new_folder(parent: Path, stem: str) -> Path:
+    """Make a directory of this name, or of the first free one after it (`stem-2` …): one that nobody else has."""
+    for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            (parent / name).mkdir(parents=True)
+            return parent / name
+    raise AssertionError  # count() has no end
 
 
 def sync_directory(path: Path) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainer import augment, board, features, heads, input_pipeline, memory, model, transfer
-from trainer.callbacks import EpochOrder, EpochStream, Stage, guarded, history, restore_best, watching
+from trainer import augment, board, callbacks, features, heads, input_pipeline, memory, model, transfer
+from trainer.callbacks import EpochStream, Stage, history
 from trainer.dataset import SPLITS, Photo
 from trainer.features import Maps, Parts
 from trainer.plan import Plan
@@ -132,18 +132,8 @@ def fit_whole(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:
         return view.stream("train", plan.image_size, plan.batch_size, plan.seed + epoch).map(encode)
 
     stream = EpochStream(epoch_of, math.ceil(len(view.labels["train"]) / plan.batch_size))
-    callbacks = [EpochOrder(stream), *watching(stage, asked, validation=validation, class_names=view.class_names)]
-    with guarded(stage, callbacks):
-        network.fit(
-            stream,
-            validation_data=validation,
-            epochs=plan.epochs,
-            callbacks=callbacks,
-            class_weight=heads.class_weights(np.array(view.labels["train"], np.int_), classes),
-            shuffle=False,  # the stream does that
-            verbose=0,
-        )
-    restore_best(network, stage)
+    weights = heads.class_weights(np.array(view.labels["train"], np.int_), classes)
+    callbacks.fit(stage, asked, network, stream, validation, class_names=view.class_names, class_weight=weights)
     return Fitted(network, {"whole": history(stage)}, None, "whole")
 
 

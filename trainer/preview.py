@@ -4,7 +4,6 @@ Invariant: the photos go the way that training takes: decoded by `images.decode`
 `image_dataset_from_directory`; nothing is trained, and nothing but the picture and the prepared copies is kept.
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,7 +25,6 @@ from trainer.settings import Settings
 def preview(settings: Settings) -> None:
     """Draw a batch to `runs/preview/<UTC time>.png`, and print what a batch is. Raises DatasetError."""
     class_folders(settings.dataset.root, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     with quiet.native_stderr():
         from trainer import augment  # noqa: PLC0415  TensorFlow: seconds
         from trainer.plan import Plan  # noqa: PLC0415

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def native_stderr() -> Iterator[None]:
     """Hold back what is written to file descriptor 2, by any thread, while the block runs."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -6,7 +6,6 @@ interrupted, and can be gone on with where the photos and settings are still the
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -26,13 +25,7 @@ SCRATCH = ("features", "backup", "checkpoints", "staged")  # what only an interr
 def create(runs: Path, name: str, now: datetime) -> Path:
     """Make a new directory, `<UTC time>-<name>`."""
     safe = "".join(c if c.isalnum() else "_" for c in name)
-    stem = f"{now:%Y%m%dT%H%M%SZ}-{safe}"
-    for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
-        with contextlib.suppress(FileExistsError):
-            workdir = runs / f"{stem}{suffix}"
-            workdir.mkdir(parents=True)
-            return workdir
-    raise AssertionError  # count() has no end
+    return durable.new_folder(runs, f"{now:%Y%m%dT%H%M%SZ}-{safe}")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ in it (`moved.jsonl`) before the first file moves.
 """
 
 import errno
-import itertools
 import json
 import os
 import shlex
@@ -42,15 +41,7 @@ class Done:
 
 def new_folder(parent: Path, now: datetime) -> Path:
     """Make a directory named after the time; one that nobody else has. Raises OSError."""
-    parent.mkdir(parents=True, exist_ok=True)
-    stem = f"{now:%Y%m%dT%H%M%SZ}"
-    for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
-        try:
-            (parent / name).mkdir()
-        except FileExistsError:
-            continue
-        return parent / name
-    raise AssertionError  # count() has no end
+    return durable.new_folder(parent, f"{now:%Y%m%dT%H%M%SZ}")
 
 
 def move(root: Path, moves: Sequence[Move], now: datetime) -> Done:

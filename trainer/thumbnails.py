@@ -6,7 +6,6 @@ else. TensorFlow is loaded only where there is a Keras model to explain.
 
 import base64
 import io
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,6 @@ def explainer(bundle: Bundle) -> Explainer:
         return _none(str(error))
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return _none(f"its {KERAS_MODEL} is no Keras file")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     with native_stderr():
         from trainer import gradcam  # noqa: PLC0415  TensorFlow: seconds
 

@@ -7,14 +7,13 @@ computed and not looked at. Where fine-tuning made it no better on the validatio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import heads, progress, suspects
-from trainer.callbacks import EpochOrder, Stage, guarded, history, restore_best, watching
+from trainer import callbacks, heads, progress, suspects
+from trainer.callbacks import Stage, history
 from trainer.features import Batches, Maps, Parts
 from trainer.heads import Last
 from trainer.plan import HEAD_EPOCHS, HEAD_RATE, Plan
@@ -131,18 +130,5 @@ def _fit(
     """Fit, and leave the network with the weights of its best epoch."""
     shuffled = of.batches(copies, kept, plan.batch_size, plan.seed)
     validation = of.batches(copies[:1], of.validation, plan.batch_size)
-    callbacks: list[Any] = [
-        EpochOrder(shuffled),
-        *watching(stage, asked, validation=validation, class_names=of.class_names),
-    ]
-    with guarded(stage, callbacks):
-        network.fit(
-            shuffled,
-            validation_data=validation,
-            epochs=stage.epochs,
-            callbacks=callbacks,
-            class_weight=heads.class_weights(of.labels[kept], of.classes),
-            shuffle=False,  # the batches do that
-            verbose=0,
-        )
-    restore_best(network, stage)
+    weights = heads.class_weights(of.labels[kept], of.classes)
+    callbacks.fit(stage, asked, network, shuffled, validation, class_names=of.class_names, class_weight=weights)
