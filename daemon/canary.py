@@ -99,7 +99,7 @@ def _sort(settings: Settings) -> Line:
             from daemon.pipeline import Pipeline  # noqa: PLC0415  # TensorFlow: seconds
 
             limits = Limits(settings.tray.max_file_bytes, settings.tray.max_pixels)
-            return Pipeline(classifier.make_predictor, post, size=classifier.size, threads=1, limits=limits)
+            return Pipeline(classifier.eye, classifier.make_predictor, post, threads=1, limits=limits)
 
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # as the daemon does
         service = Service(settings, classifier, make, listener, once=True)

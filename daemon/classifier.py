@@ -10,7 +10,8 @@ import numpy as np
 
 from trainer import bundle
 from trainer.bundle import Bundle, BundleError
-from trainer.litert import Predictor
+from trainer.images import Picture
+from trainer.views import Predictor
 
 __all__ = ["BundleError", "Classifier"]
 
@@ -24,7 +25,7 @@ class Classifier:
         self.number = loaded.manifest.number
         self.threshold = loaded.manifest.threshold
         self.classes = loaded.manifest.class_names
-        self.size = loaded.manifest.input_size
+        self.eye = loaded.eye()
 
     @classmethod
     def load(cls, models: Path) -> "Classifier":
@@ -33,9 +34,10 @@ class Classifier:
         return cls(bundle.load(models))
 
     def make_predictor(self) -> Predictor:
-        """Return a warm predictor for one thread: uint8 (size, size, 3) to probabilities, float32 (C,)."""
+        """Return a warm predictor for one thread: a picture that `eye` decoded, to probabilities."""
         predictor = self._bundle.predictor()
-        predictor(np.zeros((self.size, self.size, 3), np.uint8))
+        blank = np.zeros((self.eye.size, self.eye.size, 3), np.uint8)
+        predictor(Picture(blank, self.eye.size, self.eye.size, "PNG", blank))
         return predictor
 
     def decide(self, scores: tuple[float, ...]) -> tuple[str, float]:
@@ -45,4 +47,5 @@ class Classifier:
 
     def describe(self) -> str:
         """Return one line for people."""
-        return f"model {self.number} ({self.manifest.architecture}; {', '.join(self.classes)})"
+        views = " and faces" if self.manifest.faces else ""
+        return f"model {self.number} ({self.manifest.architecture}{views}; {', '.join(self.classes)})"

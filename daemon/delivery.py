@@ -8,10 +8,10 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from daemon.batch import Batch, Claimed, Move
-from daemon.events import Line
+from daemon.events import Faces, Line
 from daemon.inspection import Outcome
 from daemon.journal import Journal
 from daemon.spool import Spool
@@ -48,11 +48,23 @@ def decision(claimed: Claimed, batch: Batch, outcome: Outcome, decider: Decider,
     except ValueError as error:
         return line.model_copy(update={"error_code": "no_score", "error": str(error), "model": decider.number})
     is_sure = score >= review_below
-    scores = {c: round(s, 6) for c, s in zip(decider.classes, outcome.scores, strict=True)}
     return line.model_copy(update={
         "event": "sorted" if is_sure else "review", "destination": label if is_sure else REVIEW, "label": label,
-        "score": round(score, 6), "scores": scores, "threshold": decider.threshold, "model": decider.number,
+        "score": round(score, 6), "scores": _named(decider, outcome.scores), "threshold": decider.threshold,
+        "model": decider.number, **_faces(outcome, decider),
     })  # fmt: skip
+
+
+def _named(decider: Decider, scores: Sequence[float]) -> dict[str, float]:
+    return {name: round(score, 6) for name, score in zip(decider.classes, scores, strict=True)}
+
+
+def _faces(outcome: Outcome, decider: Decider) -> dict[str, Any]:
+    """Return what was seen in the faces, and the scores of each view, where anybody looked for faces."""
+    if outcome.boxes is None:
+        return {}
+    found = Faces(1 if outcome.is_face else len(outcome.boxes), outcome.boxes, outcome.is_face)
+    return {"faces": found, "views": {name: _named(decider, scores) for name, scores in outcome.views.items()}}
 
 
 @dataclass

@@ -22,6 +22,20 @@ Event = Literal[
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Faces:
+    """The faces that were looked at, `boxes`: left, top, width, height in pixels of the upright picture.
+
+    `whole`: the picture is so small that all of it was taken for one face.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    count: int
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+    whole: bool = False
+
+
 class Line(BaseModel):
     """One event. Paths are relative to the tray, `file` to the inbox; times are in milliseconds, sizes in bytes."""
 
@@ -39,6 +53,8 @@ class Line(BaseModel):
     score: float | None = None
     scores: dict[str, float] | None = None
     threshold: float | None = None
+    views: dict[str, dict[str, float]] | None = None
+    faces: Faces | None = None
     model: int | None = None
     bytes: int | None = None
     width: int | None = None

@@ -8,14 +8,15 @@ import contextlib
 import hashlib
 import os
 import time
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from daemon import fs
-from trainer import images
+from trainer.images import ImageError, Picture
+
+if TYPE_CHECKING:
+    from trainer.views import Eye  # LiteRT: not for those who only look at files
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,18 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A file's report and, where it was decoded, its scores in the order of the classes."""
+    """A file's report and, where it was decoded, its scores in the order of the classes: the answer's, each view's.
+
+    `boxes` are the faces that were found: left, top, width and height in pixels of the upright picture; None where
+    nobody looked for any. With `is_face` the picture as a whole was taken for one.
+    """
 
     report: Report
     scores: tuple[float, ...] | None = None
     infer_ms: float | None = None
+    views: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    boxes: tuple[tuple[int, int, int, int], ...] | None = None
+    is_face: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +67,14 @@ class FileError(Exception):
         self.code = code
 
 
-def inspect(path: bytes, size: int, limits: Limits) -> tuple[Report, NDArray[np.uint8] | None]:
-    """Read one claimed file once; return its report and its pixels, uint8 (size, size, 3), where it is a picture."""
+def inspect(path: bytes, eye: "Eye", limits: Limits) -> tuple[Report, Picture | None]:
+    """Read one claimed file once; return its report and, where it is one, the picture as the model takes it."""
     begun = time.perf_counter()
     facts: dict[str, Any] = {}
     try:
         data = _read(path, limits, facts)
-        picture = images.decode(data, size=size, max_pixels=limits.pixels)
-    except (FileError, images.ImageError) as error:
+        picture = eye(data, limits.pixels)
+    except (FileError, ImageError) as error:
         return Report(code=error.code, error=str(error), decode_ms=_ms(begun), **facts), None
     except FileNotFoundError:
         return Report(code="vanished", error="it was removed from .work while it was being sorted"), None
@@ -74,7 +82,7 @@ def inspect(path: bytes, size: int, limits: Limits) -> tuple[Report, NDArray[np.
         text = f"cannot be read: {error.strerror}"
         return Report(code="unreadable", error=text, decode_ms=_ms(begun), **facts), None
     facts.update(width=picture.width, height=picture.height, format=picture.format)
-    return Report(decode_ms=_ms(begun), **facts), picture.pixels
+    return Report(decode_ms=_ms(begun), **facts), picture
 
 
 def _read(path: bytes, limits: Limits, facts: dict[str, Any]) -> bytes:

@@ -21,10 +21,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from daemon.inspection import FileError, Limits, Outcome, Report, fingerprint, inspect
+from trainer.images import Picture
+from trainer.views import Eye, Predictor
 
 JOIN_SECONDS = 5.0
 CHUNK = 8  # files decoded by one Python call: large enough to hide its cost, small enough to spread over the cores
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class Pipeline:
@@ -35,14 +36,14 @@ class Pipeline:
 
     def __init__(
         self,
-        make_predictor: Callable[[], Predict],
+        eye: Eye,
+        make_predictor: Callable[[], Predictor],
         deliver: Callable[[str, int, Outcome], None],
         *,
-        size: int,
         threads: int,
         limits: Limits,
     ) -> None:
-        self._size, self._threads, self._limits, self._deliver = size, threads, limits, deliver
+        self._eye, self._threads, self._limits, self._deliver = eye, threads, limits, deliver
         self._queue: queue.SimpleQueue[tuple[bytes, list[bytes]] | None] = queue.SimpleQueue()
         self._busy: dict[int, tuple[float, bytes]] = {}
         self.failure: str | None = None
@@ -73,9 +74,9 @@ class Pipeline:
         def feed() -> Iterator[tuple[bytes, list[bytes]]]:
             yield from iter(self._queue.get, None)
 
-        def decode(key: Any, paths: Any) -> tuple[Any, Any, Any, Any]:
-            pixels, reports = tf.numpy_function(self._decode_chunk, [paths], (tf.uint8, tf.string))
-            return key, paths, pixels, reports
+        def decode(key: Any, paths: Any) -> tuple[Any, ...]:
+            kinds = (tf.uint8, tf.uint8, tf.string)
+            return key, paths, *tf.numpy_function(self._decode_chunk, [paths], kinds)
 
         signature = (tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.string))
         dataset = tf.data.Dataset.from_generator(feed, output_signature=signature)
@@ -83,41 +84,47 @@ class Pipeline:
         plain = tf.autograph.experimental.do_not_convert(decode)
         return dataset.map(plain, num_parallel_calls=self._threads, deterministic=False).prefetch(1)
 
-    def _decode_chunk(self, paths: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Decode a chunk. An exception in here would lose the chunk: everything is caught and returned as data."""
-        pixels = np.zeros((len(paths), self._size, self._size, 3), np.uint8)
-        reports = []
+    def _decode_chunk(self, paths: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any]]:
+        """Decode a chunk. An exception in here would lose the chunk: everything is caught and returned as data.
+
+        Pictures come as uint8 (n, S, S, 3); their details, of all sizes, one after the other in one buffer.
+        """
+        pixels = np.zeros((len(paths), self._eye.size, self._eye.size, 3), np.uint8)
+        details, reports = [np.empty(0, np.uint8)], []
         for index, path in enumerate(paths):
+            shape = None
             with self._timed(path):
                 try:
-                    report, picture = inspect(path, self._size, self._limits)
+                    report, picture = inspect(path, self._eye, self._limits)
                     if picture is not None:
-                        pixels[index] = picture
+                        pixels[index] = picture.pixels
+                        if picture.detail is not None:
+                            shape = picture.detail.shape
+                            details.append(picture.detail.ravel())
                 except Exception as error:  # noqa: BLE001  # a defect of a decoder: this file's problem, nobody else's
                     told = FileError("corrupt", f"the decoder failed: {type(error).__name__}: {error!a}")
                     report = fingerprint(path, self._limits, told)
-            reports.append(json.dumps(asdict(report)).encode())  # orjson refuses a time after 2262
-        return pixels, np.array(reports, dtype=object)
+            reports.append(json.dumps([asdict(report), shape]).encode())  # orjson refuses a time after 2262
+        return pixels, np.concatenate(details), np.array(reports, dtype=object)
 
-    def _work(self, predict: Predict) -> None:
+    def _work(self, predict: Predictor) -> None:
         try:
             while (element := next(self._iterator, None)) is not None:
                 key, start = orjson.loads(element[0].numpy())
-                rows = zip(element[1].numpy(), element[2].numpy(), element[3].numpy(), strict=True)
-                for offset, (path, pixels, raw) in enumerate(rows):
-                    report = Report(**json.loads(raw))
-                    self._deliver(key, start + offset, self._predict(predict, path, pixels, report))
+                for offset, (path, picture, report) in enumerate(_pictures(element)):
+                    self._deliver(key, start + offset, self._predict(predict, path, picture, report))
         except BaseException:  # noqa: BLE001  # a thread that dies silently would leave its files waiting for ever
             self.failure = traceback.format_exc()
             self._deliver("", 0, Outcome(Report()))  # wakes the service, which looks at `failure`
 
-    def _predict(self, predict: Predict, path: bytes, pixels: NDArray[np.uint8], report: Report) -> Outcome:
+    def _predict(self, predict: Predictor, path: bytes, picture: Picture, report: Report) -> Outcome:
         if report.code is not None:
             return Outcome(report)
         begun = time.perf_counter()
         with self._timed(path):
-            scores = tuple(float(s) for s in predict(pixels))
-        return Outcome(report, scores, _ms(begun))
+            judged = predict(picture)
+        views = {name: _floats(scores) for name, scores in judged.views.items()}
+        return Outcome(report, _floats(judged.scores), _ms(begun), views, judged.boxes, judged.is_face)
 
     def _timed(self, path: bytes) -> "_Timed":
         return _Timed(self._busy, path)
@@ -134,6 +141,23 @@ class _Timed:
 
     def __exit__(self, *_: object) -> None:
         self._busy.pop(threading.get_ident(), None)
+
+
+def _pictures(element: Sequence[Any]) -> Iterator[tuple[bytes, Picture, Report]]:
+    """Take a chunk apart again."""
+    _, paths, pixels, details, reports = (part.numpy() for part in element)
+    at = 0
+    for path, small, raw in zip(paths, pixels, reports, strict=True):
+        fields, shape = json.loads(raw)
+        report, detail = Report(**fields), None
+        if shape is not None:
+            detail = details[at : at + math.prod(shape)].reshape(shape)
+            at += detail.size
+        yield path, Picture(small, report.width or 0, report.height or 0, report.format or "", detail), report
+
+
+def _floats(scores: NDArray[np.float32]) -> tuple[float, ...]:
+    return tuple(float(score) for score in scores)
 
 
 def _ms(begun: float) -> float:

@@ -76,7 +76,7 @@ def _make_pipe(settings: Settings, classifier: Classifier) -> MakePipe:
         with quiet.native_stderr():
             from daemon.pipeline import Pipeline  # noqa: PLC0415  # seconds: after everything that can fail at once
 
-            return Pipeline(classifier.make_predictor, post, size=classifier.size, threads=threads, limits=limits)
+            return Pipeline(classifier.eye, classifier.make_predictor, post, threads=threads, limits=limits)
 
     return make
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from trainer import bundle
-from trainer.images import PREPROCESSING_VERSION
+from trainer.images import PREPROCESSING_VERSION, Picture
 
 SIZE = 32
 COLOURS = ((200, 60, 40), (60, 200, 40), (60, 40, 200))
@@ -58,6 +58,11 @@ def png(colour: tuple[int, int, int], size: int = SIZE) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), colour, np.uint8)).save(file, "PNG")
     return file.getvalue()
+
+
+def shown(pixels: Any) -> Picture:
+    """Return pixels as a decoded picture that is all scene."""
+    return Picture(pixels, 1000, 1000, "PNG", pixels)
 
 
 def stage(folder: Path, classes: int = 2) -> Path:

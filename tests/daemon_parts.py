@@ -19,6 +19,7 @@ from daemon.inspection import Limits, Outcome, inspect
 from daemon.journal import Journal, read, segments
 from daemon.spool import Spool
 from daemon.workload import Rules, Workload
+from trainer.views import Eye
 
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
@@ -97,10 +98,10 @@ class Decider:
 
 
 def classify(path):
-    report, pixels = inspect(path, 8, LIMITS)
-    if pixels is None:
+    report, picture = inspect(path, Eye(8), LIMITS)
+    if picture is None:
         return Outcome(report)
-    bright = float(pixels.mean() / 255)
+    bright = float(picture.pixels.mean() / 255)
     return Outcome(report, (bright, 1 - bright), 0.1)
 
 

@@ -19,7 +19,7 @@ from daemon import fs, inspection, journal, logs
 from daemon.events import Line
 from daemon.inspection import Limits, Outcome
 from daemon.service import Service
-from trainer import images
+from trainer import images, views
 from trainer.settings import Settings, load
 
 CHANGES = ("rename", "mkdir", "rmdir", "unlink", "fsync", "write", "ftruncate", "fchmod")
@@ -66,12 +66,12 @@ class StandIn:
 
 
 def classify(path: bytes) -> Outcome:
-    report, pixels = inspection.inspect(path, 16, Limits(10_000_000, 1_000_000))
-    if pixels is None:
+    report, picture = inspection.inspect(path, views.Eye(16), Limits(10_000_000, 1_000_000))
+    if picture is None:
         return Outcome(report)
     if os.path.isfile(path) and POISON in Path(os.fsdecode(path)).read_bytes():
         os.kill(os.getpid(), signal.SIGKILL)
-    bright = float(pixels.mean() / 255)
+    bright = float(picture.pixels.mean() / 255)
     return Outcome(report, (bright, 1 - bright), 0.1)
 
 

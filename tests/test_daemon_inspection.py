@@ -10,12 +10,13 @@ import pytest
 import pictures
 from daemon.inspection import FileError, Limits, fingerprint, inspect
 from daemon_parts import LIMITS, NOBODY, as_user, needs_root
+from trainer.views import Eye
 
 
 def inspected(path, limits=LIMITS, size=8):
-    report, pixels = inspect(os.fsencode(path), size, limits)
-    assert (pixels is None) == (report.code is not None)
-    return report, pixels
+    report, picture = inspect(os.fsencode(path), Eye(size), limits)
+    assert (picture is None) == (report.code is not None)
+    return report, picture and picture.pixels
 
 
 def test_a_picture_is_read_once_hashed_and_decoded(tmp_path):
@@ -112,7 +113,7 @@ def test_a_file_that_may_not_be_read_is_tried_again(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(b"x")
     (tmp_path / "x").chmod(0o600)
     monkeypatch.chdir(tmp_path)
-    report, _ = as_user(NOBODY, lambda: inspect(b"x", 8, LIMITS))
+    report, _ = as_user(NOBODY, lambda: inspect(b"x", Eye(8), LIMITS))
     assert report.code == "unreadable"
     assert "Permission denied" in report.error
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 import pictures
-from trainer import bundle, images
+from trainer import bundle
 
 pytestmark = pytest.mark.tf
 DEADLINE = 120.0
@@ -84,10 +84,10 @@ def test_once_sorts_every_format_and_rejects_what_is_none(tmp_path):
 def check_parity(root: Path, decisions: list[dict]) -> None:
     """What the daemon journalled is what the decoder and the bundle give for the delivered file: no skew."""
     loaded = bundle.load(root / "models")
-    predict = loaded.predictor()
+    eye, predict = loaded.eye(), loaded.predictor()
     for line in decisions:
         path = root / "t" / line["destination"]
-        scores = predict(images.decode(path, size=loaded.manifest.input_size).pixels)
+        scores = predict(eye(path)).scores
         assert np.allclose(list(line["scores"].values()), scores, atol=1e-5), line["file"]
         assert line["label"] == bundle.decide(loaded.manifest, scores).label
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import pictures
-from trainer import bundle, images
+from trainer import bundle
 
 pytestmark = [
     pytest.mark.tf,
@@ -50,30 +50,54 @@ def served(shipped, files):
 
     classifier = Classifier(shipped)
     limits = Limits(10_000_000, 10_000_000)
-    pipeline = Pipeline(classifier.make_predictor, deliver, size=classifier.size, threads=2, limits=limits)
+    pipeline = Pipeline(classifier.eye, classifier.make_predictor, deliver, threads=2, limits=limits)
     pipeline.submit("batch", [str(path).encode() for path in files])
     assert done.wait(60), pipeline.failure
     pipeline.close()
-    return [np.array(outcomes[index].scores) for index in range(len(files))]
+    return [outcomes[index] for index in range(len(files))]
 
 
 def test_the_daemon_scores_as_the_bundle_does(shipped, files, served):
-    predict = shipped.predictor()
+    eye, predict = shipped.eye(), shipped.predictor()
     for path, found in zip(files, served, strict=True):
-        expected = predict(images.decode(path, size=shipped.manifest.input_size).pixels)
-        assert found == pytest.approx(expected, abs=1e-6), path.name
+        judged = predict(eye(path))
+        assert found.scores == pytest.approx(judged.scores, abs=1e-6), path.name
+        assert found.views.keys() == judged.views.keys(), path.name
+        for name, scores in judged.views.items():
+            assert found.views[name] == pytest.approx(scores, abs=1e-6), (path.name, name)
+        assert (found.boxes, found.is_face) == (judged.boxes, judged.is_face), path.name
 
 
 def test_keras_scores_as_the_daemon_does(shipped, files, served):
-    from trainer import gradcam
+    from trainer import face_network, faces, gradcam
 
-    network = gradcam.load(shipped.read("model.keras"))
-    pixels = np.stack([images.decode(path, size=shipped.manifest.input_size).pixels for path in files])
-    scores = network.predict(pixels.astype(np.float32), verbose=0)[:, 0]
-    for path, expected, found in zip(files, scores, served, strict=True):
-        assert found[1] == pytest.approx(expected, abs=TOLERANCE), path.name
+    scene, face = (gradcam.load(shipped.read(name)) for name in ("model.keras", "face.keras"))
+    eye, find = shipped.eye(), faces.Finder(shipped.detector, shipped.manifest.faces)
+    decoded = [eye(path) for path in files]
+    by_scene = scene.predict(np.stack([p.pixels for p in decoded]).astype(np.float32), verbose=0)[:, 0]
+    for path, picture, sad, found in zip(files, decoded, by_scene, served, strict=True):
+        if "scene" in found.views:
+            assert found.views["scene"][1] == pytest.approx(sad, abs=TOLERANCE), path.name
+        if "faces" in found.views:
+            odds = np.log(face_network.scores(face, find(picture).crops)).mean(axis=0)
+            expected = 1 / (1 + np.exp(odds[0] - odds[1]))
+            assert found.views["faces"][1] == pytest.approx(expected, abs=TOLERANCE), path.name
+
+
+def test_both_views_are_one_answer(served):
+    """The log-odds of the scene and of the faces add up; where there is one view, it is the answer."""
+
+    def log_odds(scores):
+        return np.log(scores[1] / scores[0])
+
+    for found in served:
+        total = sum(log_odds(scores) for scores in found.views.values())
+        assert log_odds(found.scores) == pytest.approx(total, abs=0.02)
 
 
 def test_the_pictures_tell_the_paths_apart(served):
-    """Scores that were all alike would prove nothing."""
-    assert np.ptp([scores[1] for scores in served]) > 0.2
+    """Scores that were all alike would prove nothing, and neither would pictures without faces."""
+    assert np.ptp([found.scores[1] for found in served]) > 0.2
+    assert {tuple(found.views) for found in served} == {("scene",), ("scene", "faces"), ("faces",)}
+    assert {found.is_face for found in served} == {True, False}
+    assert any(found.boxes is None for found in served), "no scene was sure alone"

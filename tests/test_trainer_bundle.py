@@ -28,7 +28,7 @@ def models(tmp_path):
 
 
 def picture(colour):
-    return np.full((bundles.SIZE, bundles.SIZE, 3), colour, np.uint8)
+    return bundles.shown(np.full((bundles.SIZE, bundles.SIZE, 3), colour, np.uint8))
 
 
 def edit_manifest(models, **fields):
@@ -43,32 +43,32 @@ def leftovers(models):
 def test_a_published_bundle_loads_and_predicts(models):
     loaded = bundle.load(models)
     assert loaded.manifest.number == 1
-    scores = loaded.predictor()(picture(GREEN))
+    scores = loaded.predictor()(picture(GREEN)).scores
     assert scores.dtype == np.float32
     assert scores == pytest.approx(bundles.scores(GREEN), abs=1e-3)
     assert bundle.decide(loaded.manifest, scores).label == "sad"
-    assert bundle.decide(loaded.manifest, loaded.predictor()(picture(RED))).label == "happy"
+    assert bundle.decide(loaded.manifest, loaded.predictor()(picture(RED)).scores).label == "happy"
 
 
 def test_what_was_loaded_outlives_its_folder(models):
     loaded = bundle.load(models)
     shutil.rmtree(models)
-    assert loaded.predictor()(picture(RED))[0] > 0.9
+    assert loaded.predictor()(picture(RED)).scores[0] > 0.9
 
 
 def test_three_classes_have_no_threshold(tmp_path):
     number = bundles.publish(tmp_path / "models", tmp_path / "staged", classes=3)
     loaded = bundle.load(tmp_path / "models", number)
     assert loaded.manifest.threshold is None
-    assert bundle.decide(loaded.manifest, loaded.predictor()(picture((0, 0, 255)))).label == "red"
+    assert bundle.decide(loaded.manifest, loaded.predictor()(picture((0, 0, 255))).scores).label == "red"
 
 
 def test_a_predictor_refuses_pixels_of_another_shape_or_type(models):
     predict = bundle.load(models).predictor()
     with pytest.raises(ValueError, match="expected uint8"):
-        predict(np.zeros((1, 2, 3), np.uint8))
+        predict(bundles.shown(np.zeros((1, 2, 3), np.uint8)))
     with pytest.raises(ValueError, match="expected uint8"):
-        predict(picture(RED).astype(np.float32))
+        predict(bundles.shown(picture(RED).pixels.astype(np.float32)))
 
 
 def test_numbers_grow_and_ignore_what_is_no_bundle(models, tmp_path):
@@ -178,7 +178,7 @@ def test_damage_to_what_serving_does_not_need_is_found_when_it_is_read(models, n
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"format_version": 2, "a_new_key": 1}, "bundle format 2"),
+        ({"format_version": 3, "a_new_key": 1}, "bundle format 3"),
         ({"preprocessing_version": 99}, "preprocessing version 99"),
         ({"number": 5}, "says that it is bundle 5"),
         ({"class_names": ["happy", "inbox"]}, "inbox"),
@@ -436,7 +436,9 @@ def test_the_bundle_that_ships_installs_and_serves(tmp_path):
     assert bundle.install_shipped(tmp_path / "models") == 1
     loaded = bundle.load(tmp_path / "models")
     assert loaded.manifest.class_names == ("happy", "sad")
-    assert loaded.predictor()(np.zeros((224, 224, 3), np.uint8)).sum() == pytest.approx(1.0, abs=1e-5)
+    assert loaded.predictor()(bundles.shown(np.zeros((224, 224, 3), np.uint8))).scores.sum() == pytest.approx(
+        1.0, abs=1e-5
+    )
     files = [path for path in (ROOT / "trainer" / "pretrained").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert max(path.stat().st_size for path in files) < 30e6
     assert sum(path.stat().st_size for path in files) < 60e6

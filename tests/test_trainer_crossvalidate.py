@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import drawings
+import portraits
 from trainer.dataset import Photo
 from trainer.errors import InputError
 
@@ -37,8 +38,15 @@ def test_the_groups_are_what_the_expression_finds_in_the_file_name(monkeypatch):
 
 def test_small_groups_are_measured_together(monkeypatch):
     monkeypatch.setattr(crossvalidate, "LEAST", 2)
-    found = groups_of(photos("a_1", "b_1", "a_2", "c_1", "?"), "^([a-z])_")
-    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 2], crossvalidate.REST: [1, 3, 4]}
+    found = groups_of(photos("a_1", "b_1", "a_2", "c_1"), "^([a-z])_")
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0, 2], crossvalidate.REST: [1, 3]}
+
+
+def test_what_matches_no_group_is_trained_on_and_never_measured(monkeypatch, capsys):
+    monkeypatch.setattr(crossvalidate, "LEAST", 1)
+    found = groups_of(photos("a_1", "?", "b_1", "7"), "^([a-z])_")
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [0], "b": [2]}
+    assert "2 photos are in no group" in capsys.readouterr().err
 
 
 def test_without_an_expression_there_are_five_parts_that_do_not_follow_the_split(monkeypatch):
@@ -118,3 +126,26 @@ def test_a_network_without_a_backbone_is_one_clear_line(tmp_path, monkeypatch, c
     drawings.folder(tmp_path / "photos", count=10)
     assert main(["crossvalidate", "--data", "photos", "--architecture", "tutorial_cnn"]) == 2
     assert "tutorial_cnn: it has no backbone" in capsys.readouterr().err
+
+
+def test_faces_are_trained_on_and_judged_in_each_round(tmp_path, monkeypatch, capsys):
+    """Two collectors of drawn people, and small pictures of nobody's that teach the network for faces alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    for number in range(120):
+        for label, smiles in (("happy", True), ("sad", False)):
+            folder = tmp_path / "photos" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            person = portraits.photo(number, smiles=smiles)
+            person.save(folder / f"{'ab'[number % 2]}_{label}{number}.png")
+            if number < 10:
+                portraits.photo(1000 + number, smiles=smiles).resize((40, 40)).save(folder / f"face{number}.png")
+    settings = ("--set", "trainer.image_size=64", "--set", "trainer.fine_tune=false", "--epochs", "5")
+    both = ("--set", 'trainer.views=["scene", "faces"]')
+    assert main(["crossvalidate", "--data", "photos", "--groups", "^([ab])_", *settings, *both]) == 0
+    said = capsys.readouterr()
+    (result,) = tmp_path.glob("runs/*/result.json")
+    figures = json.loads(result.read_text())["groups"]
+    assert {name: fold["photos"] for name, fold in figures.items()} == {"a": 120, "b": 120}
+    assert min(fold["accuracy"] for fold in figures.values()) > 0.9
+    assert said.err.count("faces: epoch 5/5") == 2

@@ -377,7 +377,7 @@ def test_the_prepared_copy_says_what_the_photo_was(photos, cache):
     data = (photos / "sad" / "sad0.jpg").read_bytes()
     cache.add("ab" * 32, data)
     again = cache.add("ab" * 32, data)
-    assert again.origin == (48, 40, "JPEG")
+    assert again.origin == (48, 40, "JPEG", 0, False)
     Image.fromarray(again.pixels).save(cache.path("ab" * 32))
     assert cache.add("ab" * 32, data).origin is None
 

@@ -7,7 +7,7 @@ import pytest
 
 import bundles
 import drawings
-from trainer import bundle, charts, dataset, images, replay
+from trainer import bundle, charts, dataset, images, replay, views
 from trainer.errors import FailureError, InputError
 from trainer.evaluate import Metrics, Predictions, measure, predict, tables
 
@@ -151,7 +151,8 @@ def test_a_photo_that_went_bad_is_one_line(tmp_path, happened, told):
 
 def test_a_model_that_gives_no_numbers_is_one_line(tmp_path, monkeypatch):
     drawings.photo("happy", 1).save(tmp_path / "a.png")
-    monkeypatch.setattr(bundle.Bundle, "predictor", lambda _: lambda _: np.array([np.nan, 0], np.float32))
+    nothing = views.Judged(np.array([np.nan, 0], np.float32), {})
+    monkeypatch.setattr(views.Predictor, "__call__", lambda *_: nothing)
     with pytest.raises(FailureError, match=r"a\.png: bundle 1 gives no number"):
         evaluate(bundle_of(), [(tmp_path / "a.png", 0)], 1_000_000)
 
@@ -176,6 +177,7 @@ def test_a_replay_is_read_back_and_counts_what_was_learned_from(tmp_path):
         np.array([0, 1, 0, 1], np.uint16),
         splits,
         replay.prefixes(hashes[:4]),
+        replay.prefixes(hashes[5:]),
     )
     written.write(bundles.stage(tmp_path / "staged") / "replay.npz")
     bundle.publish(tmp_path / "models", tmp_path / "staged", bundles.draft())
@@ -186,9 +188,10 @@ def test_a_replay_is_read_back_and_counts_what_was_learned_from(tmp_path):
         "labels": "uint16",
         "splits": "uint8",
         "sha256_prefix": "uint64",
+        "faces_prefix": "uint64",
     }
     assert np.array_equal(found.features, written.features)
-    assert sum(replay.learned(loaded, hashes)) == 3
+    assert replay.learned(loaded, hashes) == [True, True, True, False, False, True]
     assert replay.learned(bundle_of(), hashes) is None
 
 

@@ -35,7 +35,7 @@ def test_a_photo_is_told_and_drawn(capsys, place):
     assert main(["explain", saved(place / "a.jpg")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"{place / 'a.jpg'}: happy"
-    scores = bundle.load(place / "models").predictor()(images.decode(place / "a.jpg", size=bundles.SIZE).pixels)
+    scores = bundle.load(place / "models").predictor()(images.decode(place / "a.jpg", size=bundles.SIZE)).scores
     assert out[1] == f"  scores: happy {scores[0]:.2f}, sad {scores[1]:.2f}; sad from 0.5 on"
     assert out[2] == "  JPEG, 90 x 40; the model saw 32 x 32"
     assert out[3].startswith(f"  score of happy if it were mirrored {scores[0]:.2f}, in grey 0.50 (now sad), brighter")

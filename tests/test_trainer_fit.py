@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import bundles
 import drawings
 from trainer import bundle, images, replay
 
@@ -92,7 +93,7 @@ def test_fit_shows_progress_as_plain_lines_and_nothing_else(default, tutorial):
     for stderr in (default.done.stderr, tutorial.first.stderr):
         for line in stderr.splitlines():
             assert line.startswith(
-                ("loading ", "photos ", "batches of ", "head: ", "fine_tune: ", "whole: ", "fine-tuning ")
+                ("loading ", "photos ", "batches of ", "faces: ", "head: ", "fine_tune: ", "whole: ", "fine-tuning ")
             ), line
     assert "head: epoch 1/100  loss " in default.done.stderr
     assert "fine_tune: epoch 2/2  loss " in default.done.stderr
@@ -107,8 +108,8 @@ def test_the_default_model_learns_three_classes_and_serves_them(default, tmp_pat
     predict = loaded.predictor()
     for label in manifest.class_names:
         drawings.photo(label, 999).save(tmp_path / "new.png")
-        pixels = images.decode(tmp_path / "new.png", size=224).pixels
-        assert bundle.decide(manifest, predict(pixels)).label == label
+        picture = images.decode(tmp_path / "new.png", size=224)
+        assert bundle.decide(manifest, predict(picture).scores).label == label
 
 
 def test_the_manifest_counts_the_photos_and_names_no_path(default):
@@ -152,7 +153,7 @@ def test_a_replayed_feature_is_that_of_the_network_that_serves(default):
     kernel, bias = network.get_layer("probabilities").get_weights()
     logits = found.features[row].astype(np.float32) @ kernel + bias
     scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    assert loaded.predictor()(images.decode(path).pixels) == pytest.approx(scores, abs=0.02)
+    assert loaded.predictor()(images.decode(path)).scores == pytest.approx(scores, abs=0.02)
 
 
 def test_evaluate_says_how_many_photos_it_learned_from(default):
@@ -215,7 +216,9 @@ def test_the_tutorials_network_is_trained_and_served(tutorial):
     assert manifest.class_names == ("happy", "sad")
     assert manifest.metrics["photos"] == sum(manifest.dataset.counts["test"].values())
     assert "replay.npz" not in manifest.files
-    assert loaded.predictor()(np.zeros((32, 32, 3), np.uint8)).sum() == pytest.approx(1.0, abs=1e-5)
+    assert loaded.predictor()(bundles.shown(np.zeros((32, 32, 3), np.uint8))).scores.sum() == pytest.approx(
+        1.0, abs=1e-5
+    )
 
 
 def test_a_bundle_that_is_not_promoted_leaves_the_champion(tutorial):
@@ -362,7 +365,7 @@ def test_a_damaged_prepared_copy_is_one_clear_line(tmp_path, monkeypatch, capsys
 
 
 def test_test_photos_that_change_or_vanish_while_it_trains_are_measured_as_they_were(tmp_path, monkeypatch):
-    from trainer import train
+    from trainer import assembly, train
     from trainer.settings import load
 
     monkeypatch.chdir(tmp_path)
@@ -372,11 +375,12 @@ def test_test_photos_that_change_or_vanish_while_it_trains_are_measured_as_they_
     plan = train.Plan.of(chosen.trainer)
     data = train.prepare(chosen, plan)
     view = train.open_view(chosen, plan, data, tmp_path / "view")
-    before = train.files_of(view, data, "test")
+    shown = assembly.never_seen(data, "test", None)
+    before = assembly.files_of(view, shown)
     changed, gone = before[0][0], before[1][0]
     changed.write_bytes((tmp_path / "training" / "sad" / "sad1.png").read_bytes())
     gone.unlink()
-    after = train.files_of(view, data, "test")
+    after = assembly.files_of(view, shown)
     assert [path for path, _ in after[2:]] == [path for path, _ in before[2:]]
     photos = data.of("test")
     for (path, label), photo in zip(after[:2], photos[:2], strict=True):

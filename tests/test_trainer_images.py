@@ -253,8 +253,9 @@ def test_libjpeg_is_asked_for_the_smallest_scale_that_is_large_enough(monkeypatc
         return result
 
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", spy)
-    decode(pictures.picture("JPEG", 1600, 1200), size=224)
-    assert asked == [(400, 300)]
+    for detail in (None, 320, 640, 1000):
+        decode(pictures.picture("JPEG", 1600, 1200), size=224, detail=detail)
+    assert asked == [(400, 300), (400, 300), (800, 600), (1600, 1200)]
 
 
 def test_a_picture_smaller_than_size_is_enlarged():
@@ -305,6 +306,36 @@ def test_heif_is_told_from_avif_by_its_brands(major):
     assert decode(data[:8] + major + data[12:]).format == "HEIF"
     avif = pictures.picture("AVIF")
     assert decode(avif[:8] + b"mif1" + avif[12:]).format == "AVIF"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (1600, 1200, (640, 480)),
+        (300, 200, (300, 200)),
+        (50, 2000, (16, 640)),
+        (1, 3000, (1, 640)),
+        (641, 640, (640, 639)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_detail_keeps_its_shape_and_is_never_enlarged(kind, width, height, expected):
+    found = decode(pictures.picture(kind, width, height), size=32, detail=640)
+    assert (found.detail.shape[1], found.detail.shape[0]) == expected
+    assert (found.width, found.height, found.pixels.shape) == (width, height, (32, 32, 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_detail_of_a_turned_picture_is_upright_too(orientation):
+    found = decode(pictures.oriented("JPEG", orientation, 640, 480), size=32, detail=160)
+    assert found.detail.shape == (120, 160, 3)
+    assert_quadrants(found.detail)
+
+
+@pytest.mark.parametrize("options", [{"detail": 0, "size": 8}, {"detail": 8}])
+def test_a_detail_without_a_size_or_below_one_is_the_callers_mistake(options):
+    with pytest.raises(ValueError, match="detail"):
+        decode(pictures.picture(), **options)
 
 
 def test_a_size_below_one_is_the_callers_mistake_not_the_photos():
@@ -453,7 +484,7 @@ SMALL |= {
 
 def assert_picture_or_error(data):
     try:
-        found = decode(data, size=16, max_pixels=1_000_000)
+        found = decode(data, size=16, detail=20, max_pixels=1_000_000)
     except ImageError as error:
         found = error
     if isinstance(found, ImageError):
@@ -461,6 +492,8 @@ def assert_picture_or_error(data):
         assert str(found).isprintable()
     else:
         assert found.pixels.shape == (16, 16, 3)
+        assert found.detail.dtype == np.uint8
+        assert max(found.detail.shape[:2]) == min(20, max(found.width, found.height))
         assert 0 < found.width * found.height <= 1_000_000
 
 

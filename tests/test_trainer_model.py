@@ -7,7 +7,7 @@ import pytest
 
 import bundles
 import drawings
-from trainer import images
+from trainer import golden, images
 
 pytestmark = [
     pytest.mark.tf,
@@ -61,9 +61,8 @@ def lite0():
 
 
 def test_the_backbone_gives_the_features_of_the_published_weights(lite0):
-    from trainer import export
 
-    face = np.asarray(export.draw_golden(224)["happy.png"], np.float32)[np.newaxis]
+    face = np.asarray(golden.draw(224)["happy.png"], np.float32)[np.newaxis]
     features = lite0(face, training=False).numpy()[0]
     assert features.shape == (1280,)
     assert np.count_nonzero(features) > 400

@@ -18,7 +18,9 @@ from pathlib import Path
 from trainer import durable
 from trainer.bundle_check import (
     ADVICE,
+    DETECTOR,
     EXPECTED,
+    FACE_MODEL,
     GOLDEN,
     MANIFEST,
     MODEL,
@@ -33,6 +35,7 @@ from trainer.manifest import (
     BundleError,
     DatasetSummary,
     Decision,
+    FaceRules,
     Manifest,
     check_class_name,
     check_class_names,
@@ -40,9 +43,10 @@ from trainer.manifest import (
 )
 
 __all__ = [
-    "EXPECTED", "FORMAT_VERSION", "GOLDEN", "MANIFEST", "MODEL", "THRESHOLD", "Bundle", "BundleError", "DatasetSummary",
-    "Decision", "Expected", "Manifest", "champion", "check_class_name", "check_class_names", "decide",
-    "hashes", "install_shipped", "load", "numbers", "promote", "publish", "read_manifest",
+    "DETECTOR", "EXPECTED", "FACE_MODEL", "FORMAT_VERSION", "GOLDEN", "MANIFEST", "MODEL", "THRESHOLD", "Bundle",
+    "BundleError", "DatasetSummary", "Decision", "Expected", "FaceRules", "Manifest", "champion", "check_class_name",
+    "check_class_names", "decide", "hashes", "install_shipped", "load", "numbers", "promote", "publish",
+    "read_manifest",
 ]  # fmt: skip
 
 CHAMPION, STAGING = "champion", ".staging-"

@@ -6,19 +6,22 @@ predicts. No code of a bundle is ever run: JSON, PNG and a LiteRT flat buffer ar
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field, ValidationError
 
-from trainer.manifest import FORMAT_VERSION, BundleError, Manifest, Record
+from trainer.manifest import FACES_VERSION, FORMAT_VERSION, READABLE, BundleError, Manifest, Record
 
 if TYPE_CHECKING:
-    from trainer.litert import Predictor
+    from trainer import litert
+    from trainer.views import Eye, Predictor
 
 MANIFEST, MODEL, EXPECTED, GOLDEN = "manifest.json", "model.tflite", "golden/expected.json", "golden/"
+DETECTOR, FACE_MODEL = "detector.tflite", "face.tflite"  # where the bundle looks at faces, too
+T = TypeVar("T")
 ADVICE = "`moodbox-train rollback` returns to an earlier bundle, `moodbox-train fit` makes a new one"
 
 
@@ -31,21 +34,54 @@ class Expected(Record):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was checked; `model` are the bytes of model.tflite that were."""
+    """A bundle that was checked; `model` are the bytes of model.tflite that were, as are those of the other two.
+
+    `detector` and `face_model` are empty where only the scene is looked at.
+    """
 
     path: Path
     manifest: Manifest
     model: bytes
+    detector: bytes = b""
+    face_model: bytes = b""
+
+    def eye(self) -> "Eye":
+        """Return what decodes pictures as this bundle takes them."""
+        from trainer.views import Eye  # noqa: PLC0415  keeps `moodbox status` quick
+
+        return Eye(self.manifest.input_size, self.manifest.faces)
 
     def predictor(self) -> "Predictor":
-        """Return a new interpreter with one thread, for one thread; call it once per thread that predicts."""
-        from trainer.litert import Predictor  # noqa: PLC0415  keeps `moodbox status` quick
+        """Return new interpreters with one thread, for one thread; call it once per thread that predicts."""
+        from trainer import faces, views  # noqa: PLC0415
 
-        return Predictor(self.model, self.manifest.input_size, len(self.manifest.class_names))
+        rules = self.manifest.faces
+        scene = self._network(MODEL, self.model, self.manifest.input_size, 3)
+        if rules is None:
+            return views.Predictor(scene)
+        finder = _named(DETECTOR, lambda: faces.Finder(self.detector, rules))
+        return views.Predictor(
+            scene, views.FaceReader(finder, self._network(FACE_MODEL, self.face_model, rules.size, 1))
+        )
+
+    def _network(self, name: str, model: bytes, size: int, channels: int) -> "litert.Predictor":
+        from trainer import litert  # noqa: PLC0415
+
+        return _named(name, lambda: litert.Predictor(model, size, len(self.manifest.class_names), channels))
 
     def read(self, name: str) -> bytes:
         """Return a file of the bundle; raises BundleError where it is not the file that was published."""
         return _read_checked(self.path, self.manifest, name)
+
+
+def _named(name: str, make: Callable[[], T]) -> T:
+    """Make something of a network; where it is none, the error names the file."""
+    from trainer.litert import ModelFormatError  # noqa: PLC0415
+
+    try:
+        return make()
+    except ModelFormatError as error:
+        raise ModelFormatError(f"{name}: {error}") from None
 
 
 def open_bundle(path: Path, number: int) -> Bundle:
@@ -56,7 +92,11 @@ def open_bundle(path: Path, number: int) -> Bundle:
     if manifest.preprocessing_version != PREPROCESSING_VERSION:
         made_for = f"it was made for preprocessing version {manifest.preprocessing_version}"
         raise refused(path, f"{made_for}, this moodbox has {PREPROCESSING_VERSION}")
-    bundle = Bundle(path, manifest, _read_checked(path, manifest, MODEL))
+    if manifest.faces and manifest.faces.version != FACES_VERSION:
+        made_for = f"it was made for faces version {manifest.faces.version}"
+        raise refused(path, f"{made_for}, this moodbox has {FACES_VERSION}")
+    needed = (MODEL, DETECTOR, FACE_MODEL) if manifest.faces else (MODEL,)
+    bundle = Bundle(path, manifest, *(_read_checked(path, manifest, name) for name in needed))
     _replay_golden(bundle)
     return bundle
 
@@ -66,7 +106,7 @@ def open_manifest(path: Path, number: int) -> Manifest:
     try:
         fields = json.loads(_read(path, MANIFEST))
         version = fields["format_version"]
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise refused(path, f"it has bundle format {version}, this moodbox reads {FORMAT_VERSION}")
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
@@ -109,17 +149,16 @@ def _replay_golden(bundle: Bundle) -> None:
 
     try:
         expected = Expected.model_validate_json(bundle.read(EXPECTED))
-        predict = bundle.predictor()
+        eye, predict = bundle.eye(), bundle.predictor()
         for name, scores in expected.scores.items():
-            picture = images.decode(bundle.read(GOLDEN + name), size=bundle.manifest.input_size)
-            found = [float(score) for score in predict(picture.pixels)]
+            found = [float(score) for score in predict(eye(bundle.read(GOLDEN + name))).scores]
             if not _agree(found, scores, expected.tolerance):
                 shown = ", ".join(f"{score:.4f}" for score in found)
                 raise refused(bundle.path, f"{GOLDEN}{name} scores {shown} on this machine, not {scores}")
     except ValidationError:
         raise refused(bundle.path, f"{EXPECTED} is not a list of scores") from None
     except (images.ImageError, litert.ModelFormatError) as error:
-        raise refused(bundle.path, f"{MODEL} or its golden images do not work here: {error}") from None
+        raise refused(bundle.path, f"it does not work here: {error}") from None
 
 
 def _agree(found: Sequence[float], expected: Sequence[float], tolerance: float) -> bool:

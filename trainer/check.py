@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer import contact_sheet, durable, images, prepared, quiet, set_aside
+from trainer import contact_sheet, durable, prepared, quiet, set_aside, viewing
 from trainer.contact_sheet import Tile
 from trainer.dataset import Dataset, class_folders, open_dataset
 from trainer.errors import FailureError
 from trainer.findings import KINDS, Findings, counted
+from trainer.manifest import FaceRules
 from trainer.output import LONGEST, write
 from trainer.photos import Rules
 from trainer.prepared import Origin
@@ -44,8 +45,9 @@ def check(settings: Settings, *, fix: bool) -> None:
     class_folders(root, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
     origins: dict[str, Origin] = {}
     size = network_size(settings)
-    cache = prepared.Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels)
-    found = Findings(open_dataset(settings, remembering(cache, origins)), origins, size)
+    rules = FaceRules() if "faces" in viewing.settled(settings).trainer.views else None
+    cache = prepared.Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels, rules)
+    found = Findings(open_dataset(settings, remembering(cache, origins)), origins, size, with_faces=rules is not None)
     folder = set_aside.new_folder(settings.trainer.runs / "check", datetime.now(UTC))
     show(found)
     pictures = draw_copies(found.data, folder, settings.tray.max_pixels)
@@ -77,14 +79,12 @@ def network_size(settings: Settings) -> int:
 
 def remembering(
     cache: prepared.Cache, origins: dict[str, Origin]
-) -> Callable[[str, bytes], prepared.Prepared | images.Picture]:
+) -> Callable[[str, bytes], prepared.Prepared | prepared.Fresh]:
     """Return a `Prepare` that fills the cache, and notes what each photo's file was."""
 
-    def prepare(sha256: str, data: bytes) -> prepared.Prepared | images.Picture:
+    def prepare(sha256: str, data: bytes) -> prepared.Prepared | prepared.Fresh:
         made = cache.add(sha256, data)
-        source = made.origin if isinstance(made, prepared.Prepared) else made
-        source = source or images.decode(data, size=cache.size, max_pixels=cache.max_pixels)
-        origins[sha256] = Origin(source.width, source.height, source.format)
+        origins[sha256] = made.origin or cache.looked_at(data)
         return made
 
     return prepare

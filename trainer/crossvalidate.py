@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from trainer import bundle, calibration, progress, runs, train, transfer
+from trainer import assembly, bundle, calibration, face_training, progress, runs, train, transfer, viewing, views
 from trainer.dataset import SPLITS, Dataset, DatasetError, Photo
 from trainer.evaluate import Metrics, Predictions, measure
+from trainer.face_training import FaceExamples
 from trainer.features import Parts
 from trainer.fit import examples
 from trainer.plan import Plan
@@ -26,6 +27,7 @@ from trainer.settings import Settings
 FOLDS = 5  # where no groups are named: parts by content hash
 LEAST = 50  # photos that a group needs to be measured on its own; smaller ones are put together
 REST = "the rest"
+NO_GROUP = ""  # of photos that the expression says nothing about
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,56 @@ def crossvalidate(settings: Settings, groups: re.Pattern[str] | None, workdir: P
     Raises DatasetError where there are fewer than two groups; InputError for an architecture without a backbone.
     """
     train.make_repeatable(settings.trainer.seed)
+    settings = viewing.settled(settings)
     plan = Plan.of(settings.trainer)
-    data = train.prepare(settings, plan)
+    everything = train.prepare(settings, plan)
+    data = train.scenes(settings, plan, everything)
     view = train.open_view(settings, plan, data, workdir / "data")
     photos = [photo for split in SPLITS for photo in data.of(split)]
-    kin = kinship(data, photos)
-    members = group(data, photos, kin, groups)
+    faces = faces_alone(everything, photos)
+    kin = kinship(everything, [*photos, *faces])
+    members = group(data, photos, kin[: len(photos)], groups)
     parts = parts_of(plan)
     shown = examples(plan, parts, view, workdir / "features", SPLITS)
     held_out = np.array([photo.split == "validation" for photo in photos])
+    by_faces = face_examples(settings, plan, data.class_names, [*photos, *faces], workdir)
+    rounds = _Rounds(settings, plan, data, shown, by_faces, kin, held_out)
     return [
-        Fold(name, *_fold(settings, plan, data, shown, rows, kin, held_out, workdir / f"fold-{number}"))
+        Fold(name, *_fold(rounds, rows, workdir / f"fold-{number}"))
         for number, (name, rows) in enumerate(_said(members), 1)
     ]
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """What all rounds share: the scenes as maps and, where they are looked at, the faces in the same photos.
+
+    `by_faces` and `kin` go on, behind the scenes' photos, with the pictures that are faces as a whole.
+    """
+
+    settings: Settings
+    plan: Plan
+    data: Dataset
+    shown: transfer.Examples
+    by_faces: FaceExamples | None
+    kin: NDArray[np.uint64]
+    held_out: NDArray[np.bool_]
+
+
+def faces_alone(everything: Dataset, photos: Sequence[Photo]) -> list[Photo]:
+    """Return the pictures that are faces as a whole: all that are not among the scenes' `photos`."""
+    scenes = {photo.sha256 for photo in photos}
+    return [photo for photo in everything.photos if photo.sha256 not in scenes]
+
+
+def face_examples(
+    settings: Settings, plan: Plan, class_names: tuple[str, ...], photos: Sequence[Photo], workdir: Path
+) -> FaceExamples | None:
+    """Return the faces of the photos, in their order, where faces are looked at."""
+    if plan.faces is None:
+        return None
+    cache = train.cache_of(settings, plan)
+    return face_training.examples(cache, photos, class_names, workdir / "features", plan.faces)
 
 
 def parts_of(plan: Plan) -> Parts:
@@ -81,6 +120,8 @@ def group(
     if finder is None:
         return _rows_of([f"part {1 + int(number) % FOLDS}" for number in kin])
     found = _rows_of([_name(finder, photo) for photo in photos])
+    if len(others := found.pop(NO_GROUP, ())):
+        progress.line(f"{len(others)} photos are in no group: all models are trained on them, and none is measured")
     small = [name for name, rows in found.items() if len(rows) < LEAST]
     if len(small) > 1:
         progress.line(f"groups of fewer than {LEAST} photos, taken together: {progress.printable(', '.join(small))}")
@@ -98,7 +139,7 @@ def _rows_of(names: Sequence[str]) -> dict[str, NDArray[np.int_]]:
 
 def _name(finder: re.Pattern[str], photo: Photo) -> str:
     match = finder.search(Path(photo.path).name)
-    return match.group(1) if match and match.group(1) is not None else "(no match)"
+    return match.group(1) if match and match.group(1) is not None else NO_GROUP
 
 
 def _said(members: Mapping[str, NDArray[np.int_]]) -> Iterator[tuple[str, NDArray[np.int_]]]:
@@ -108,40 +149,63 @@ def _said(members: Mapping[str, NDArray[np.int_]]) -> Iterator[tuple[str, NDArra
         yield name, rows
 
 
-def _fold(
-    settings: Settings,
-    plan: Plan,
-    data: Dataset,
-    shown: transfer.Examples,
-    rows: NDArray[np.int_],
-    kin: NDArray[np.uint64],
-    held_out: NDArray[np.bool_],
-    workdir: Path,
-) -> tuple[Metrics, Predictions]:
+def _fold(rounds: _Rounds, rows: NDArray[np.int_], workdir: Path) -> tuple[Metrics, Predictions]:
+    settings, plan, data, shown = rounds.settings, rounds.plan, rounds.data, rounds.shown
     train.make_repeatable(settings.trainer.seed)
-    others = np.flatnonzero(~np.isin(kin, kin[rows]))  # a near duplicate of what is measured on would give it away
-    _require_all_classes(shown, others, held_out, data)
-    fold = replace(shown, train=others[~held_out[others]], validation=others[held_out[others]])
-    parts = parts_of(plan)
-    done = transfer.train(settings.trainer, plan, parts, fold, workdir)
-    manifest = train.draft_manifest(settings, plan, data)
+    # A near duplicate of what is measured on would give it away.
+    apart = ~np.isin(rounds.kin, rounds.kin[rows])
+    others = np.flatnonzero(apart[: len(shown.labels)])
+    _require_all_classes(shown, others, rounds.held_out, data)
+    held_out = rounds.held_out[others]
+    fold = replace(shown, train=others[~held_out], validation=others[held_out])
+    done = transfer.train(settings.trainer, plan, parts_of(plan), fold, workdir)
+    scores, of_views = done.scores, dict[str, NDArray[np.float32]]()
+    if rounds.by_faces is not None:
+        taught = np.concatenate([fold.train, len(shown.labels) + np.flatnonzero(apart[len(shown.labels) :])])
+        scores, of_views = _with_faces(rounds, rounds.by_faces, taught, fold.validation, done.scores, workdir)
+    manifest = assembly.draft_manifest(settings, plan, data)
     if manifest.threshold is not None:
-        chosen = calibration.choose_threshold(shown.labels[fold.validation], done.scores[fold.validation, 1])
+        chosen = calibration.choose_threshold(shown.labels[fold.validation], scores[fold.validation, 1])
         manifest = manifest.model_copy(update={"threshold": chosen})
-    photos = [photo for split in SPLITS for photo in data.of(split)]
+    runs.clear(workdir)
+    predictions = _predictions(rounds, rows, scores, of_views)
+    return measure(bundle.Bundle(workdir, manifest, b""), predictions), predictions
+
+
+def _with_faces(
+    rounds: _Rounds,
+    by_faces: FaceExamples,
+    taught: NDArray[np.int_],
+    validation: NDArray[np.int_],
+    scenes: NDArray[np.float32],
+    workdir: Path,
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """Train on the faces of the photos `taught`; return the scores of both views together, and of each."""
+    plan = rounds.plan
+    assert plan.faces is not None  # noqa: S101  there are examples
+    if not face_training.enough(by_faces, taught, validation):
+        return scenes, {}
+    network, _ = face_training.train(rounds.settings.trainer, plan, by_faces, taught, validation, workdir)
+    of_faces = face_training.by_photo(network, by_faces, np.arange(len(scenes)))
+    return views.together(scenes, of_faces, plan.faces), {"scene": scenes, "faces": of_faces}
+
+
+def _predictions(
+    rounds: _Rounds, rows: NDArray[np.int_], scores: NDArray[np.float32], of_views: Mapping[str, NDArray[np.float32]]
+) -> Predictions:
+    photos = [photo for split in SPLITS for photo in rounds.data.of(split)]
     nothing = np.zeros(len(rows))
-    predictions = Predictions(
-        shown.class_names,
-        tuple(data.root / photos[row].path for row in rows),
-        shown.labels[rows],
-        done.scores[rows],
+    return Predictions(
+        rounds.shown.class_names,
+        tuple(rounds.data.root / photos[row].path for row in rows),
+        rounds.shown.labels[rows],
+        scores[rows],
         widths=nothing.astype(np.int_),
         heights=nothing.astype(np.int_),
         decode_ms=nothing,
         predict_ms=nothing,
+        views={name: of[rows] for name, of in of_views.items()},
     )
-    runs.clear(workdir)
-    return measure(bundle.Bundle(workdir, manifest, b""), predictions), predictions
 
 
 def _require_all_classes(

@@ -90,6 +90,12 @@ class Dataset:
         """Return the photos of a split, in the order in which `input_pipeline.stream` gives them."""
         return [p for p in self.photos if p.split == split]
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether there is enough to train on and to measure with."""
+        counts = self.counts()
+        return all(counts[split][name] >= least for split, least in MINIMUM.items() for name in self.class_names)
+
     def require_enough(self) -> None:
         """Raise DatasetError where there is too little to train on and to measure with."""
         if len(self.class_names) == 1:

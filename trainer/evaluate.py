@@ -8,11 +8,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,19 @@ from sklearn.metrics import roc_auc_score
 from trainer import calibration, images
 from trainer.bundle import Bundle, decide
 from trainer.errors import FailureError, InputError
+from trainer.faces import Box
 from trainer.photos import in_chunks
 from trainer.progress import printable, track
+from trainer.views import Eye, Judged, Predictor
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What a bundle makes of N photos of C classes: labels int (N,), scores float32 (N, C), times in ms, float (N,).
 
-    `widths` and `heights`, int (N,), are those of the full upright pictures; 0 where they are not known.
+    `widths` and `heights`, int (N,), are those of the full upright pictures; 0 where they are not known. `views` has
+    the scores of each view, NaN where it had nothing to see; `boxes` the faces of each photo, None where nobody looked
+    for any: at all, or in this photo.
     """
 
     class_names: tuple[str, ...]
@@ -43,6 +47,8 @@ class Predictions:
     decode_ms: NDArray[np.float64]
     predict_ms: NDArray[np.float64]
     max_pixels: int = 100_000_000  # that the pictures may have, to be decoded once more
+    views: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    boxes: tuple[tuple[Box, ...] | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,38 +134,56 @@ class Metrics:
 
 
 def predict(bundle: Bundle, photos: Sequence[tuple[Path, int]], max_pixels: int) -> Predictions:
-    """Predict (path, class index) pairs with the bundle's LiteRT model, one interpreter per core.
+    """Predict (path, class index) pairs with the bundle's LiteRT networks, one of each per core.
 
     Raises InputError where there are no photos, FailureError where one, checked before, cannot be used any more.
     """
     if not photos:
         raise InputError("there is no photo to measure on")
-    own = threading.local()
+    own, eye = threading.local(), bundle.eye()
 
-    def one(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    def one(path: Path) -> _One:
         if not hasattr(own, "predict"):
             own.predict = bundle.predictor()
-        started = time.perf_counter()
-        picture = _decoded(path, bundle.manifest.input_size, max_pixels)
-        decoded = time.perf_counter()
-        scores = own.predict(picture.pixels)
-        done = time.perf_counter()
-        if not np.isfinite(scores).all():
-            raise FailureError(f"{printable(path)}: bundle {bundle.manifest.number} gives no number for it")
-        return scores, (picture.width, picture.height, 1e3 * (decoded - started), 1e3 * (done - decoded))
+        return _predicted(bundle, eye, own.predict, path, max_pixels)
 
     names, paths = bundle.manifest.class_names, tuple(path for path, _ in photos)
-    scores, facts = np.empty((len(paths), len(names)), np.float32), np.empty((len(paths), 4))
+    scores = np.empty((len(paths), len(names)), np.float32)
+    views = {name: np.full(scores.shape, np.nan, np.float32) for name in bundle.manifest.views}
+    facts, boxes = np.empty((len(paths), 4)), []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for i, found in enumerate(track(in_chunks(pool, one, paths), len(paths), "photos classified")):
-            scores[i], facts[i] = found
+            scores[i], facts[i] = found.judged.scores, found.facts
+            boxes.append(found.judged.boxes)
+            for name, of_view in found.judged.views.items():
+                views[name][i] = of_view
     labels, (widths, heights) = np.array([label for _, label in photos]), facts[:, :2].T.astype(int)
-    return Predictions(names, paths, labels, scores, widths, heights, facts[:, 2], facts[:, 3], max_pixels)
+    looked = tuple(boxes) if bundle.manifest.faces else None
+    times = facts[:, 2], facts[:, 3]
+    return Predictions(names, paths, labels, scores, widths, heights, *times, max_pixels, views, looked)
 
 
-def _decoded(path: Path, size: int, max_pixels: int) -> images.Picture:
+class _One(NamedTuple):
+    """One photo: what was made of it; its width, height, decode_ms and predict_ms."""
+
+    judged: Judged
+    facts: tuple[float, ...]
+
+
+def _predicted(bundle: Bundle, eye: Eye, predict: Predictor, path: Path, max_pixels: int) -> _One:
+    started = time.perf_counter()
+    picture = _decoded(eye, path, max_pixels)
+    decoded = time.perf_counter()
+    judged = predict(picture)
+    done = time.perf_counter()
+    if not np.isfinite(judged.scores).all():
+        raise FailureError(f"{printable(path)}: bundle {bundle.manifest.number} gives no number for it")
+    return _One(judged, (picture.width, picture.height, 1e3 * (decoded - started), 1e3 * (done - decoded)))
+
+
+def _decoded(eye: Eye, path: Path, max_pixels: int) -> images.Picture:
     try:
-        return images.decode(path, size=size, max_pixels=max_pixels)
+        return eye(path, max_pixels)
     except (images.ImageError, OSError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         raise FailureError(

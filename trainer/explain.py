@@ -7,12 +7,11 @@ costs a line, and the others go on.
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from trainer import images, photos, runs, sheet, thumbnails
@@ -22,8 +21,8 @@ from trainer.measuring import opened
 from trainer.output import write
 from trainer.progress import line, printable
 from trainer.settings import Settings
+from trainer.views import Eye, Judged, Predictor, Scores
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 CHANGES: tuple[tuple[str, Callable[[Image.Image], Image.Image]], ...] = (
     ("mirrored", lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     ("in grey", lambda image: image.convert("L").convert("RGB")),
@@ -36,14 +35,14 @@ STEM_BYTES = 200  # of a file's name: the rest of 255 is for what is added
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A photo as the model saw it, and its scores (C,).
+class Explained:
+    """A photo as the model saw it, and what it made of it.
 
     `changed` has, for each change, the decision and the score of the class that was answered without it.
     """
 
     picture: images.Picture
-    scores: NDArray[np.float32]
+    judged: Judged
     decision: Decision
     changed: tuple[tuple[str, Decision, float], ...]
 
@@ -54,14 +53,14 @@ def explain(settings: Settings, files: Sequence[Path], number: int | None) -> No
     Raises InputError and BundleError; FailureError, at the end, where files could not be used.
     """
     bundle = opened(settings, number)
-    predict, explainer = bundle.predictor(), thumbnails.explainer(bundle)
+    eye, predict, explainer = bundle.eye(), bundle.predictor(), thumbnails.explainer(bundle)
     bad = 0
     name = f"bundle {bundle.manifest.number}"
     with runs.opened(settings.trainer.runs / "explain", name, datetime.now(UTC), resume=False) as folder:
         for file in files:
             try:
                 data = read(file, settings.tray.max_file_bytes)
-                seen = look(bundle, predict, data, settings.tray.max_pixels)
+                seen = look(bundle, eye, predict, data, settings.tray.max_pixels)
                 shown = images.decode(data, size=sheet.SIDE, max_pixels=settings.tray.max_pixels)
             except (images.ImageError, OSError, ValueError) as error:
                 why = (error.strerror if isinstance(error, OSError) else None) or error
@@ -82,20 +81,26 @@ def read(file: Path, most: int) -> bytes:
     return photos.read_bytes(Path(os.path.realpath(file)), most)
 
 
-def look(bundle: Bundle, predict: Predict, data: bytes, max_pixels: int) -> Seen:
+def look(bundle: Bundle, eye: Eye, predict: Predictor, data: bytes, max_pixels: int) -> Explained:
     """Decode and predict a photo, as it is and changed. Raises ImageError."""
-    picture = images.decode(data, size=bundle.manifest.input_size, max_pixels=max_pixels)
-    scores = predict(picture.pixels)
-    decision = decide(bundle.manifest, scores.tolist())
+    picture = eye(data, max_pixels)
+    judged = predict(picture)
+    decision = decide(bundle.manifest, judged.scores.tolist())
     answered = bundle.manifest.class_names.index(decision.label)
     changed = []
     for name, change in CHANGES:
-        after = predict(np.asarray(change(Image.fromarray(picture.pixels))))
+        after = predict(_changed(picture, change)).scores
         changed.append((name, decide(bundle.manifest, after.tolist()), float(after[answered])))
-    return Seen(picture, scores, decision, tuple(changed))
+    return Explained(picture, judged, decision, tuple(changed))
 
 
-def told(bundle: Bundle, file: Path, seen: Seen) -> list[str]:
+def _changed(picture: images.Picture, change: Callable[[Image.Image], Image.Image]) -> images.Picture:
+    """Return the picture as if its file were changed so."""
+    detail = None if picture.detail is None else np.array(change(Image.fromarray(picture.detail)))
+    return replace(picture, pixels=np.array(change(Image.fromarray(picture.pixels))), detail=detail)
+
+
+def told(bundle: Bundle, file: Path, seen: Explained) -> list[str]:
     """Return what is printed about a photo."""
     size = bundle.manifest.input_size
     changed = (
@@ -104,29 +109,48 @@ def told(bundle: Bundle, file: Path, seen: Seen) -> list[str]:
     )
     return [
         f"{printable(file)}: {seen.decision.label}",
-        f"  scores: {scores_of(bundle, seen)}",
+        f"  scores: {scores_of(bundle, seen.judged.scores)}",
+        *views_of(bundle, seen),
         f"  {seen.picture.format}, {seen.picture.width} x {seen.picture.height}; the model saw {size} x {size}",
         f"  score of {seen.decision.label} if it were {', '.join(changed)}",
     ]
 
 
-def scores_of(bundle: Bundle, seen: Seen) -> str:
+def scores_of(bundle: Bundle, scores: Scores) -> str:
     """Return the highest scores, and the threshold where there is one."""
-    names, threshold = bundle.manifest.class_names, bundle.manifest.threshold
-    best = np.argsort(-seen.scores, kind="stable")[:MOST_SCORES]
-    from_on = "" if threshold is None else f"; {names[1]} from {threshold:g} on"
-    return ", ".join(f"{names[c]} {seen.scores[c]:.2f}" for c in best) + from_on
+    threshold = bundle.manifest.threshold
+    from_on = "" if threshold is None else f"; {bundle.manifest.class_names[1]} from {threshold:g} on"
+    return _best(bundle, scores) + from_on
+
+
+def views_of(bundle: Bundle, seen: Explained) -> list[str]:
+    """Return what each view says, where the bundle looks at faces, too."""
+    if bundle.manifest.faces is None:
+        return []
+    boxes = seen.judged.boxes
+    if boxes is None:
+        return [f"  faces: not looked for, the scene alone is {bundle.manifest.faces.sure:.0%} sure and more"]
+    count = f"{len(boxes)} {'face' if len(boxes) == 1 else 'faces'} found"
+    what = "taken for a face as a whole" if seen.judged.is_face else count
+    said = (f"{name}: {_best(bundle, scores)}" for name, scores in seen.judged.views.items())
+    return [f"  {what}; {'; '.join(said)}"]
+
+
+def _best(bundle: Bundle, scores: Scores) -> str:
+    best = np.argsort(-scores, kind="stable")[:MOST_SCORES]
+    return ", ".join(f"{bundle.manifest.class_names[c]} {scores[c]:.2f}" for c in best)
 
 
 def draw(
-    bundle: Bundle, file: Path, seen: Seen, shown: images.Picture, explainer: thumbnails.Explainer, folder: Path
+    bundle: Bundle, file: Path, seen: Explained, shown: images.Picture, explainer: thumbnails.Explainer, folder: Path
 ) -> Path:
     """Draw a sheet about the photo into `folder` and return its path."""
     answered = bundle.manifest.class_names.index(seen.decision.label)
     overlays, why = explainer([seen.picture.pixels], [answered])
     size = bundle.manifest.input_size
+    photo = thumbnails.boxed(sheet.upright(shown), seen.judged.boxes or (), shown.width)
     panels = (
-        sheet.Panel(f"the photo: {shown.format}, {shown.width} x {shown.height}", sheet.upright(shown)),
+        sheet.Panel(f"the photo: {shown.format}, {shown.width} x {shown.height}", photo),
         sheet.Panel(f"what the model saw: {size} x {size}", seen.picture.pixels),
         sheet.Panel("what spoke for it: red the most (Grad-CAM)", overlays[0])
         if overlays
@@ -136,7 +160,8 @@ def draw(
     rows += [(name, score, after.label) for name, after, score in seen.changed]
     title = f"{seen.decision.label}: {printable(file.name)}"
     path = free(folder, file)
-    sheet.draw(path, title, scores_of(bundle, seen), panels, rows)
+    said = "\n".join([scores_of(bundle, seen.judged.scores), *(text.strip() for text in views_of(bundle, seen))])
+    sheet.draw(path, title, said, panels, rows)
     return path
 
 

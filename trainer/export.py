@@ -1,12 +1,11 @@
-"""Stages a trained model as a bundle's files: model.tflite, model.keras, golden/ and replay.npz.
+"""Stages a trained model as a bundle's files: model.tflite, model.keras, golden/ and replay.npz; and those for faces.
 
-Invariant: model.tflite takes float32 (1, S, S, 3), RGB in [0, 255], and gives (1, C) probabilities in the order of the
-class names, whatever the Keras model's last layer was. The golden images are drawn here: no photo is in a bundle.
+Invariant: model.tflite takes float32 (1, S, S, 3), RGB in [0, 255], face.tflite (1, F, F, 1), grey; both give (1, C)
+probabilities in the order of the class names, whatever the Keras model's last layer was.
 """
 
 import importlib.metadata
 import itertools
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from trainer import images
-from trainer.litert import Predictor
+from trainer import face_network, faces, golden, litert, views
+from trainer.bundle import DETECTOR, FACE_MODEL, MODEL
+from trainer.face_network import FaceReader
 from trainer.quiet import native_stderr
 from trainer.replay import REPLAY, Replay
+from trainer.views import Eye, Predictor
 
-TOLERANCE = 0.01  # kernels of LiteRT differ between CPUs by float16 rounding: about 1e-3 in a probability
 LIBRARIES = ("tensorflow", "keras", "ai-edge-litert", "numpy", "pillow", "moodbox")
 SAMPLES = 200  # pictures that show the int8 converter which values occur
-YELLOW, BLUE, BLACK, WHITE = (250, 210, 60), (60, 90, 170), (20, 20, 20), (255, 255, 255)
+KERAS_MODEL, FACE_KERAS_MODEL = "model.keras", "face.keras"
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,36 @@ class Precision:
 
 
 def stage(
-    model: keras.Model, folder: Path, classes: int, replay: Replay | None, precision: Precision | None = None
+    model: keras.Model,
+    folder: Path,
+    classes: int,
+    replay: Replay | None,
+    precision: Precision | None = None,
+    reader: FaceReader | None = None,
 ) -> None:
     """Write all files of a bundle but its manifest into the new `folder`."""
     size = int(model.input_shape[1])
     (folder / "golden").mkdir(parents=True)
     flat_buffer = to_litert(model, precision or Precision())
-    (folder / "model.tflite").write_bytes(flat_buffer)
-    model.save(folder / "model.keras")
+    (folder / MODEL).write_bytes(flat_buffer)
+    model.save(folder / KERAS_MODEL)
     with native_stderr():  # LiteRT names its delegate, once per process
-        predict = Predictor(flat_buffer, size, classes)
-    _write_golden(folder / "golden", predict, size)
+        scene = litert.Predictor(flat_buffer, size, classes)
+        reads = None if reader is None else _stage_faces(reader, folder, classes)
+        golden.write(folder / "golden", Eye(size, reader.rules if reader else None), Predictor(scene, reads))
     if replay is not None:
         replay.write(folder / REPLAY)
+
+
+def _stage_faces(reader: FaceReader, folder: Path, classes: int) -> views.FaceReader:
+    """Write the detector and the face network; it is small: float16 whatever the scene's precision is."""
+    detector, rules = faces.shipped_detector(), reader.rules
+    flat_buffer = to_litert(face_network.as_served(reader.network), Precision("float16"))
+    (folder / DETECTOR).write_bytes(detector)
+    (folder / FACE_MODEL).write_bytes(flat_buffer)
+    reader.network.save(folder / FACE_KERAS_MODEL)
+    network = litert.Predictor(flat_buffer, rules.size, classes, channels=1)
+    return views.FaceReader(faces.Finder(detector, rules), network)
 
 
 def to_litert(model: keras.Model, precision: Precision) -> bytes:
@@ -102,43 +118,3 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def draw_golden(size: int) -> dict[str, Image.Image]:
-    """Draw the golden images: three at model size, and one that is larger and not square, to cover the resizing."""
-    return {
-        "happy.png": _face(size, size, YELLOW, corners_up=True),
-        "sad.png": _face(size, size, BLUE, corners_up=False),
-        "gradient.png": _gradient(size),
-        "large.png": _face(2 * size + 37, size + 101, WHITE, corners_up=True),
-    }
-
-
-def _face(width: int, height: int, colour: tuple[int, int, int], *, corners_up: bool) -> Image.Image:
-    face = Image.new("RGB", (width, height), (120, 160, 120))
-    pen = ImageDraw.Draw(face)
-
-    def box(left: float, top: float, right: float, bottom: float) -> tuple[int, int, int, int]:
-        return int(left * width), int(top * height), int(right * width), int(bottom * height)
-
-    pen.ellipse(box(0.1, 0.1, 0.9, 0.9), colour, BLACK, max(1, width // 60))
-    pen.ellipse(box(0.3, 0.3, 0.4, 0.45), BLACK)
-    pen.ellipse(box(0.6, 0.3, 0.7, 0.45), BLACK)
-    mouth, angles = (box(0.3, 0.4, 0.7, 0.75), (20, 160)) if corners_up else (box(0.3, 0.6, 0.7, 0.95), (200, 340))
-    pen.arc(mouth, *angles, fill=BLACK, width=max(1, width // 30))
-    return face
-
-
-def _gradient(size: int) -> Image.Image:
-    ramp = np.linspace(0, 255, size).astype(np.uint8)
-    return Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, np.newaxis], ramp[::-1]), axis=-1))
-
-
-def _write_golden(folder: Path, predict: Predictor, size: int) -> None:
-    scores = {}
-    for name, drawn in draw_golden(size).items():
-        drawn.save(folder / name)
-        picture = images.decode(folder / name, size=size)
-        scores[name] = [round(float(score), 6) for score in predict(picture.pixels)]
-    expected = {"tolerance": TOLERANCE, "scores": scores}
-    (folder / "expected.json").write_text(json.dumps(expected, indent=2, allow_nan=False) + "\n")

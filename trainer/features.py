@@ -59,7 +59,7 @@ def compute(lower: keras.Model, batches: Iterable[NDArray[Any]], count: int, pat
     if kept is None or kept.shape != shape:
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_space(path.parent, 2 * math.prod(shape))
-        _write(path, shape, track(_maps(lower, batches), math.ceil(count / CHUNK), label))
+        store(path, shape, track(_maps(lower, batches), math.ceil(count / CHUNK), label), np.float16)
     maps: Maps = np.load(path, mmap_mode="r")
     return maps
 
@@ -78,20 +78,21 @@ def _maps(lower: keras.Model, batches: Iterable[NDArray[Any]]) -> Iterator[NDArr
         yield lower.predict_on_batch(batch)
 
 
-def _write(path: Path, shape: Sequence[int], chunks: Iterable[NDArray[Any]]) -> None:
+def store(path: Path, shape: Sequence[int], chunks: Iterable[NDArray[Any]], kind: type[np.generic]) -> None:
+    """Write an array as a .npy file that is whole or not there, from its rows, a few at a time."""
     partial = path.with_suffix(".part")
-    _fill(partial, shape, chunks)
+    _fill(partial, shape, chunks, np.dtype(kind))
     os.rename(partial, path)
 
 
-def _fill(path: Path, shape: Sequence[int], chunks: Iterable[NDArray[Any]]) -> None:
+def _fill(path: Path, shape: Sequence[int], chunks: Iterable[NDArray[Any]], dtype: np.dtype[Any]) -> None:
     """Write a .npy file piece by piece: a write to a memory map of a full disk would end the process by a signal."""
-    kind = np.lib.format.dtype_to_descr(np.dtype(np.float16))
+    kind = np.lib.format.dtype_to_descr(dtype)
     header = {"descr": kind, "fortran_order": False, "shape": tuple(shape)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in chunks:
-            file.write(np.ascontiguousarray(chunk, np.float16).tobytes())
+            file.write(np.ascontiguousarray(chunk, dtype).tobytes())
         file.flush()
         os.fsync(file.fileno())
 
@@ -114,7 +115,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no type
 
     def __init__(
         self,
-        copies: Sequence[Maps],
+        copies: Sequence[NDArray[Any]],
         rows: NDArray[np.int_],
         targets: NDArray[np.float32],
         batch_size: int,

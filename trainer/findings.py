@@ -34,16 +34,21 @@ BAD_LUCK = 3.0  # deviations from the share that was asked for; more is no accid
 
 @dataclass(frozen=True)
 class Findings:
-    """A scanned dataset, what each photo's file was (by sha256), and the size in pixels that the network takes."""
+    """A scanned dataset, what each photo's file was (by sha256), and the size in pixels that the network takes.
+
+    `with_faces`: faces were looked for.
+    """
 
     data: Dataset
     origins: Mapping[str, Origin]
     size: int
+    with_faces: bool = False
 
     def lines(self) -> Iterator[str]:
         """Say what there is about sizes, formats, copies, splits and classes."""
         yield from self.size_lines()
         yield self.format_line()
+        yield from self.face_lines()
         yield from self.copy_lines()
         yield from self.share_lines()
         yield from self.balance_lines()
@@ -83,6 +88,15 @@ class Findings:
             it = "it is" if count == 1 else "they are"
             text += f"; {counted(count, 'file')} named as another format than {it}: no harm, the bytes count"
         return text
+
+    def face_lines(self) -> Iterator[str]:
+        """Say in how many photos there are faces, where they were looked for."""
+        if not self.with_faces:
+            return
+        found = sum(origin.faces > 0 and not origin.is_face for origin in self._origins())
+        whole = sum(origin.is_face for origin in self._origins())
+        share = (found + whole) / len(self.data.photos)
+        yield f"faces: in {counted(found, 'photo')}, and {whole} so small that they are one ({share:.0%} of all)"
 
     def copy_lines(self) -> Iterator[str]:
         """Say what was found twice."""
@@ -141,6 +155,7 @@ class Findings:
             "smaller_than_network": self.small,
             "formats": Counter(origin.format for origin in self._origins()),
             "misnamed": self.misnamed,
+            "faces": [o.faces for o in self._origins()] if self.with_faces else None,
             "near_duplicates": data.twins,
             "unused": [{"path": u.path, "kind": u.kind, "reason": u.reason, "of": u.of} for u in data.unused],
             "suspects": None if suspects is None else [self._suspect(suspect) for suspect in suspects],

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trainer import augment, board, callbacks, features, heads, input_pipeline, memory, model, transfer
 from trainer.callbacks import EpochStream, Stage, history
 from trainer.dataset import SPLITS, Photo
+from trainer.face_network import FaceReader
 from trainer.features import Maps, Parts
 from trainer.plan import Plan
 from trainer.tables import Trainer
@@ -66,7 +67,7 @@ class View:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained classifier and its curves by stage.
+    """A trained classifier and its curves by stage; `reader` is the part that reads faces, where there is one.
 
     `features` are those of all photos in the order of SPLITS (None where all of the network was trained), `kept` is
     the stage whose network it is, `dropped` the rows of the training photos that were left out because their labels
@@ -78,6 +79,7 @@ class Fitted:
     features: Maps | None
     kept: str
     dropped: Sequence[int] = ()
+    reader: FaceReader | None = None
 
 
 def fit(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:

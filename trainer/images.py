@@ -29,28 +29,42 @@ _TURNS = {
 }  # fmt: skip
 
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Decoded pixels, uint8 (H, W, 3) RGB, C-contiguous, and the size of the full upright picture they came from."""
+    """Decoded pixels, uint8 (H, W, 3) RGB, C-contiguous, and the size of the full upright picture they came from.
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    `detail`, where it was asked for, is the same picture larger and in its own shape, uint8 (H', W', 3) RGB.
+    """
+
+    pixels: Pixels
     width: int
     height: int
     format: str
+    detail: Pixels | None = None
 
 
 def decode(
-    source: bytes | str | os.PathLike[str], *, size: int | None = None, max_pixels: int = 100_000_000
+    source: bytes | str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    detail: int | None = None,
+    max_pixels: int = 100_000_000,
 ) -> Picture:
     """Decode a file's bytes (or the file at a path) to upright RGB.
 
     With `size` the pixels are uint8 (size, size, 3), the aspect ratio not kept (as Keras'
-    `image_dataset_from_directory` does by default); without it (height, width, 3). Raises ImageError for whatever is
-    wrong with the file, and OSError only where the path cannot be read. At worst (WebP) it takes 18 bytes of memory
-    per pixel of the file: 1.8 GB for a picture of the default `max_pixels`.
+    `image_dataset_from_directory` does by default); without it (height, width, 3). With `detail` there is a second
+    view from the same decoding, in the picture's own shape, its longer side at most `detail` pixels. Raises ImageError
+    for whatever is wrong with the file, and OSError only where the path cannot be read. At worst (WebP) it takes 18
+    bytes of memory per pixel of the file: 1.8 GB for a picture of the default `max_pixels`.
     """
     if size is not None and size < 1:
         raise ValueError(f"size {size} is not a number of pixels")
+    if detail is not None and (size is None or detail < 1):
+        raise ValueError(f"detail {detail}: it is a number of pixels, and needs a size beside it")
     if isinstance(source, bytes):
         data = source
     else:
@@ -60,7 +74,7 @@ def decode(
     _set_up(max_pixels)
     _hush()
     try:
-        return _picture(data, name, size, max_pixels)
+        return _picture(data, name, size, detail, max_pixels)
     except ImageError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -69,7 +83,7 @@ def decode(
         raise _explained(error, data, name) from error
 
 
-def _picture(data: bytes, name: str, size: int | None, max_pixels: int) -> Picture:
+def _picture(data: bytes, name: str, size: int | None, detail: int | None, max_pixels: int) -> Picture:
     if name in CHECKS:
         CHECKS[name](data, max_pixels)
     # The plug-in by its name: no other is within reach (EPS would run Ghostscript), and its reasons are not lost, as
@@ -77,21 +91,41 @@ def _picture(data: bytes, name: str, size: int | None, max_pixels: int) -> Pictu
     with Image.OPEN[name][0](io.BytesIO(data), "") as image:
         width, height = image.size
         check_size(width, height, max_pixels)
-        # libjpeg skips detail: the smallest DCT scale still at least `size`. HEIF's draft would take a thumbnail.
-        drafted = image.draft(None, (size, size)) if size and name == "JPEG" else None
+        # libjpeg skips detail: the smallest DCT scale that is still enough. HEIF's draft would take a thumbnail.
+        drafted = image.draft(None, _least(size, detail, width, height)) if size and name == "JPEG" else None
         image.load()
         if not drafted:
             width, height = image.size  # libheif may have corrected it
         turn = _orientation(image)
         upright = _resizable(image)
-    if size:
-        box = drafted[1] if drafted else None
-        upright = upright.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    if turn in _TURNS:
-        upright = upright.transpose(_TURNS[turn])
+    box = drafted[1] if drafted else None
+    large = None if detail is None else _turned(_resized(upright, _within(detail, width, height), box), turn)
+    small = _turned(_resized(upright, (size, size), box) if size else upright, turn)
     if turn in (5, 6, 7, 8):
         width, height = height, width
-    return Picture(np.array(_rgb(upright)), width, height, name)
+    return Picture(small, width, height, name, large)
+
+
+def _least(size: int, detail: int | None, width: int, height: int) -> tuple[int, int]:
+    """Return the width and height that are enough for all that was asked for."""
+    if detail is None:
+        return size, size
+    wide, high = _within(detail, width, height)
+    return max(size, wide), max(size, high)
+
+
+def _within(detail: int, width: int, height: int) -> tuple[int, int]:
+    """Return the size of a picture whose longer side is brought down to `detail`; a smaller one is not enlarged."""
+    scale = min(1.0, detail / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+def _turned(image: Image.Image, turn: int) -> Pixels:
+    return np.array(_rgb(image.transpose(_TURNS[turn]) if turn in _TURNS else image))
 
 
 @functools.cache

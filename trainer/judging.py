@@ -37,7 +37,7 @@ def suspected(settings: Settings, data: Dataset, scanned: prepared.Cache) -> lis
         size = model.EFFICIENTNET_LITE0.image_size
         backbone = model.efficientnet_lite0(size)
     rows = chosen(len(data.photos), settings.trainer.seed)
-    cache = prepared.Cache(scanned.root, size, scanned.max_pixels)
+    cache = prepared.Cache(scanned.root, size, scanned.max_pixels, scanned.rules)
     batches = decoded(data, [data.photos[row] for row in rows], cache, settings.tray.max_file_bytes)
     shown = track(batches, -(-len(rows) // CHUNK), "batches of features")
     features = np.concatenate([backbone.predict_on_batch(batch).astype(np.float16) for batch in shown])

@@ -1,4 +1,4 @@
-"""LiteRT: a bundle's model.tflite as a function from one image's pixels to class probabilities.
+"""LiteRT: a network of a bundle as a function from one image's pixels to class probabilities.
 
 Invariant: one Predictor is one interpreter with one thread, used by one Python thread; two give the same scores for the
 same pixels. One interpreter per core costs less CPU than one with many threads (measured).
@@ -15,29 +15,35 @@ class ModelFormatError(Exception):
     """A model file that LiteRT cannot run, or whose input and output are not a classifier's."""
 
 
+def interpreter(model: bytes) -> Interpreter:
+    """Return an interpreter with one thread. Raises ModelFormatError where LiteRT cannot run `model`."""
+    try:
+        made = Interpreter(model_content=model, num_threads=1)
+        made.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ModelFormatError(f"LiteRT cannot run it: {' '.join(str(error).split())[:200]}") from None
+    return made
+
+
 class Predictor:
-    """Predicts one image at a time: uint8 (S, S, 3), RGB, to float32 (C,) probabilities that sum to 1.
+    """Predicts one image at a time: uint8 (S, S, 3), RGB, or (S, S, 1), to float32 (C,) probabilities that sum to 1.
 
     Raises ModelFormatError at creation where `model` is no such classifier of `size` pixels and `classes` classes.
     """
 
-    def __init__(self, model: bytes, size: int, classes: int) -> None:
-        try:
-            self._interpreter = Interpreter(model_content=model, num_threads=1)
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ModelFormatError(f"LiteRT cannot run it: {' '.join(str(error).split())[:200]}") from None
+    def __init__(self, model: bytes, size: int, classes: int, channels: int = 3) -> None:
+        self._interpreter = interpreter(model)
         taken, given = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        _check_shapes([tuple(map(int, t["shape"])) for t in taken], (1, size, size, 3), "input")
+        _check_shapes([tuple(map(int, t["shape"])) for t in taken], (1, size, size, channels), "input")
         _check_shapes([tuple(map(int, t["shape"])) for t in given], (1, classes), "output")
         if taken[0]["dtype"] not in (np.float32, np.uint8) or given[0]["dtype"] != np.float32:
             raise ModelFormatError(f"it turns {taken[0]['dtype']} into {given[0]['dtype']}, not pixels into float32")
-        self._shape = (size, size, 3)
+        self._shape = (size, size, channels)
         self._dtype = taken[0]["dtype"]
         self._input, self._output = taken[0]["index"], given[0]["index"]
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the class probabilities of one image; ValueError where `pixels` is not uint8 (S, S, 3)."""
+        """Return the class probabilities of one image; ValueError where `pixels` is not uint8 of its shape."""
         if pixels.shape != self._shape or pixels.dtype != np.uint8:
             raise ValueError(f"expected uint8 pixels {self._shape}, got {pixels.dtype} {pixels.shape}")
         self._interpreter.set_tensor(self._input, pixels[np.newaxis].astype(self._dtype))

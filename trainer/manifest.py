@@ -14,7 +14,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew no faces
+READABLE = (1, 2)
+FACES_VERSION = 1  # raised whenever what is cut out of a picture changes
 RESERVED = ("inbox", "review", "rejected", "undone")
 CLASS_NAME_BYTES = 100
 THRESHOLD = 0.5
@@ -74,6 +76,28 @@ class DatasetSummary(Record):
     counts: dict[str, dict[str, int]]
 
 
+class FaceRules(Record):
+    """How faces are found, cut out and weighed: what a bundle with this view was made with.
+
+    Where the scene is `sure` of a class, nobody looks for faces. They are looked for in the picture scaled down to
+    `detail` pixels, and are what the detector is `least_score` sure of; the `most` largest are cut out as squares of
+    `margin` times the box, moved up by `raised` of its height, and scaled to `size` pixels. A picture of at most
+    `whole_below` pixels is a face as a whole. The log-odds of the faces, their mean, count `weight` times as much as
+    those of the scene.
+    """
+
+    version: int = FACES_VERSION
+    detail: int = Field(640, ge=64, le=4096)
+    least_score: float = Field(0.6, gt=0.0, lt=1.0)
+    most: int = Field(4, ge=1, le=64)
+    margin: float = Field(1.4, gt=0.0, le=4.0)
+    raised: float = Field(0.1, ge=-1.0, le=1.0)
+    size: int = Field(48, ge=8, le=512)
+    whole_below: int = Field(64, ge=0)
+    weight: float = Field(1.0, gt=0.0)
+    sure: float = Field(0.9, gt=0.5)
+
+
 class Manifest(Record):
     """Everything that a bundle says about itself; `class_names` is in index order."""
 
@@ -84,6 +108,7 @@ class Manifest(Record):
     preprocessing_version: int
     threshold: float | None = Field(gt=0.0, lt=1.0)
     architecture: str
+    faces: FaceRules | None = None
     metrics: dict[str, Any]
     dataset: DatasetSummary
     seed: int
@@ -91,6 +116,11 @@ class Manifest(Record):
     parent: int | None = None
     created: Annotated[str, AfterValidator(_utc)]
     files: dict[Annotated[str, AfterValidator(_bundle_file)], str]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What the model looks at: the scene, or the faces in it, too."""
+        return ("scene",) if self.faces is None else ("scene", "faces")
 
     @model_validator(mode="after")
     def _threshold_fits(self) -> Self:

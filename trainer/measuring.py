@@ -92,12 +92,12 @@ def precisions(settings: Settings, number: int | None) -> None:
     training()
     from trainer import precisions as comparing  # noqa: PLC0415
 
-    def pixels(photos: Sequence[Photo]) -> Any:
+    def decode(photos: Sequence[Photo]) -> Any:
         return comparing.pictures([data.root / p.path for p in photos], loaded, settings.tray.max_pixels)
 
     chosen = comparing.spread(unseen or list(data.photos))
     labels = [names.index(data.class_names[photo.label]) for photo in chosen]
-    measured = comparing.compare(loaded, pixels(comparing.spread(seen or chosen)), pixels(chosen), labels)
+    measured = comparing.compare(loaded, decode(comparing.spread(seen or chosen)), decode(chosen), labels)
     Console().print(comparing.table(measured, len(chosen)))
 
 

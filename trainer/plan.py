@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from trainer import model
+from trainer.manifest import FaceRules
 from trainer.tables import Trainer
 
 HEAD_EPOCHS, HEAD_RATE = 100, 1e-3  # of a logistic head on cached features: an epoch takes less than a second
@@ -15,7 +16,10 @@ HEAD_EPOCHS, HEAD_RATE = 100, 1e-3  # of a logistic head on cached features: an 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained and how; `epochs` and `learning_rate` are those of the last stage."""
+    """What is trained and how; `epochs` and `learning_rate` are those of the scene's last stage.
+
+    `faces`: how they are found and cut out; None where the scene alone is looked at.
+    """
 
     architecture: model.Architecture
     image_size: int
@@ -26,6 +30,7 @@ class Plan:
     fine_tune: bool
     label_smoothing: float
     drop_suspects: float
+    faces: FaceRules | None = None
 
     @classmethod
     def of(cls, asked: Trainer) -> "Plan":
@@ -46,6 +51,7 @@ class Plan:
             fine_tune=fine_tune,
             label_smoothing=asked.label_smoothing,
             drop_suspects=asked.drop_suspects,
+            faces=FaceRules() if "faces" in asked.views else None,
         )
 
     @property

@@ -4,6 +4,7 @@ Invariant: all are made from the same model.keras and measured on the same photo
 where the bundle says which those were.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from trainer import export, gradcam, images
+from trainer import export, gradcam
 from trainer.bundle import Bundle, decide
 from trainer.dataset import Photo
 from trainer.errors import FailureError
-from trainer.litert import Predictor
+from trainer.images import Picture
 from trainer.progress import track
+from trainer.views import Predictor
 
 NAMES = ("float32", "float16", "int8")
 MOST = 500  # photos that are measured on
@@ -41,30 +43,29 @@ def spread(photos: Sequence[Photo]) -> list[Photo]:
     return list(photos[::step])
 
 
-def pictures(paths: Sequence[Path], loaded: Bundle, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode photos to the model's input, uint8 (N, S, S, 3)."""
-    size = loaded.manifest.input_size
-    decoded = (images.decode(path, size=size, max_pixels=max_pixels).pixels for path in paths)
-    return np.stack(list(track(decoded, len(paths), "photos decoded")))
+def pictures(paths: Sequence[Path], loaded: Bundle, max_pixels: int) -> list[Picture]:
+    """Decode photos as the bundle's model takes them."""
+    eye = loaded.eye()
+    return list(track((eye(path, max_pixels) for path in paths), len(paths), "photos decoded"))
 
 
 def compare(
-    loaded: Bundle, samples: NDArray[np.uint8], pixels: NDArray[np.uint8], labels: Sequence[int]
+    loaded: Bundle, samples: Sequence[Picture], shown: Sequence[Picture], labels: Sequence[int]
 ) -> list[Measured]:
-    """Convert and measure each precision on uint8 (N, S, S, 3) `pixels`; the scores of float32 are the reference.
+    """Convert and measure each precision of the scene's network in the whole decision; float32 is the reference.
 
     `samples`, pictures alike, show the int8 converter which values occur.
     """
+    sampled = np.stack([picture.pixels for picture in samples]).astype(np.float32)
     try:
         model = gradcam.load(loaded.read("model.keras"))
     except gradcam.UnexplainableError as error:
         raise FailureError(f"bundle {loaded.path}: {error}") from None
-    classes = len(loaded.manifest.class_names)
     predictors = {}
     for name in track(NAMES, len(NAMES), "conversions"):
-        model_file = export.to_litert(model, export.Precision(name, [samples.astype(np.float32)]))
-        predictors[name] = (len(model_file), Predictor(model_file, loaded.manifest.input_size, classes))
-    scores, seconds = _predict_in_turn({name: predictor for name, (_, predictor) in predictors.items()}, pixels)
+        model_file = export.to_litert(model, export.Precision(name, [sampled]))
+        predictors[name] = (len(model_file), dataclasses.replace(loaded, model=model_file).predictor())
+    scores, seconds = _predict_in_turn({name: predictor for name, (_, predictor) in predictors.items()}, shown)
     return [
         Measured(
             name,
@@ -78,15 +79,15 @@ def compare(
 
 
 def _predict_in_turn(
-    predictors: dict[str, Predictor], pixels: NDArray[np.uint8]
+    predictors: dict[str, Predictor], shown: Sequence[Picture]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, list[float]]]:
     """Give each picture to each predictor in turn, so that a busy machine slows all of them alike."""
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in predictors}
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    for picture in track(pixels, len(pixels), "photos classified"):
+    for picture in track(shown, len(shown), "photos classified"):
         for name, predictor in predictors.items():
             begun = time.perf_counter()
-            scores[name].append(predictor(picture))
+            scores[name].append(predictor(picture).scores)
             seconds[name].append(time.perf_counter() - begun)
     return {name: np.stack(rows) for name, rows in scores.items()}, seconds
 

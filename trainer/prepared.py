@@ -1,15 +1,18 @@
-"""The prepared copy of the photos: PNG files at model size, made once by the product's own decoder.
+"""The prepared copy of the photos: PNG files at model size, made once by the eye of the product.
 
-Invariant: a file `<sha256>.png` holds exactly the pixels that `images.decode` gives for the photo with that hash, or it
-is not there: it is written under another name, fsynced and renamed. Training reads these files and the daemon decodes
-photos with the same function, so the two cannot see different pixels.
+Invariant: a file `<sha256>.png` holds exactly the pixels that `views.Eye` sees of the photo with that hash, or it is
+not there: it is written under another name, fsynced and renamed. Training reads these files and the daemon sees
+photos with the same eye, so the two cannot see different pixels. Faces are in `<sha256>.faces.png`, one below the
+other, and that file is written first.
 """
 
+import hashlib
 import io
 import os
 import shutil
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from trainer import durable, images
+from trainer import durable, faces, images
 from trainer.errors import FailureError
+from trainer.manifest import FaceRules
 from trainer.progress import printable
+from trainer.views import Eye
 
 COMPRESSION = 1  # zlib level: 3 times quicker than the default, files a tenth larger
 KEY = "moodbox"  # of the PNG text that says what the photo's own file was
 
 
 class Origin(NamedTuple):
-    """What a photo's own file holds: the size of the upright picture in pixels, and its format."""
+    """What a photo's own file holds: the size of the upright picture in pixels, its format.
+
+    `faces` says how many were found, `is_face` that the picture as a whole is one.
+    """
 
     width: int
     height: int
     format: str
+    faces: int = 0
+    is_face: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,46 +52,102 @@ class Prepared:
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """Return uint8 (size, size, 3). Raises FailureError where the copy is damaged, OSError where it is gone."""
-        try:
-            return images.decode(self.path).pixels
-        except images.ImageError as error:
-            raise FailureError(
-                f"{printable(self.path)}: this prepared copy is damaged ({error}): delete it, it is made anew"
-            ) from None
+        return _decoded(self.path)
 
     @property
     def origin(self) -> Origin | None:
         """Return what the photo's own file was; None in copies of before that was kept."""
         with Image.open(self.path, formats=["PNG"]) as image:
             said = str(image.info.get(KEY, "")).split()
-        return Origin(int(said[0]), int(said[1]), said[2]) if said else None
+        faces_found = (int(said[3]), said[4] == "whole") if len(said) > len(Origin._fields) - 1 else (0, False)
+        return Origin(int(said[0]), int(said[1]), said[2], *faces_found) if said else None
+
+    def crops(self, count: int) -> NDArray[np.uint8]:
+        """Return the photo's faces uint8 (count, S, S), grey. Raises FailureError, OSError as `pixels`."""
+        strip = _decoded(_faces_path(self.path))[:, :, 0]
+        return strip.reshape(count, -1, strip.shape[1])
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A photo that was prepared just now."""
+
+    pixels: NDArray[np.uint8]
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of prepared photos of `size` pixels; `decode` fills it."""
+    """A folder of prepared photos of `size` pixels, with the faces that `rules` find; `add` fills it."""
 
     root: Path
     size: int
     max_pixels: int
+    rules: FaceRules | None = None
+    _own: threading.local = field(default_factory=threading.local, compare=False, repr=False)
 
     def path(self, sha256: str) -> Path:
         """Return where the photo with this hash is, or will be."""
-        return self.root / f"{self.size}px-v{images.PREPROCESSING_VERSION}" / sha256[:2] / f"{sha256}.png"
+        return self.root / self._folder() / sha256[:2] / f"{sha256}.png"
 
-    def add(self, sha256: str, data: bytes) -> Prepared | images.Picture:
-        """Decode and keep a photo; nothing to do where it is there. Raises ImageError, and OSError from the disk."""
+    def add(self, sha256: str, data: bytes) -> Prepared | Fresh:
+        """Look at a photo and keep what is seen; nothing to do where it is there. Raises ImageError, OSError."""
         path = self.path(sha256)
         if path.exists():
             return Prepared(path)
-        picture = images.decode(data, size=self.size, max_pixels=self.max_pixels)
-        text = PngImagePlugin.PngInfo()
-        text.add_text(KEY, f"{picture.width} {picture.height} {picture.format}")
-        png = io.BytesIO()
-        Image.fromarray(picture.pixels).save(png, "PNG", compress_level=COMPRESSION, pnginfo=text)
+        picture, found = self._look(data)
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(path, png.getvalue())
-        return picture
+        if len(found.crops):
+            durable.replace(_faces_path(path), _png(found.crops.reshape(-1, found.crops.shape[-1])))
+        origin = _origin(picture, found)
+        said = f" {origin.faces} {'whole' if origin.is_face else 'found'}" if self.rules else ""
+        text = PngImagePlugin.PngInfo()
+        text.add_text(KEY, f"{origin.width} {origin.height} {origin.format}{said}")
+        durable.replace(path, _png(picture.pixels, text))
+        return Fresh(picture.pixels, origin)
+
+    def looked_at(self, data: bytes) -> Origin:
+        """Return what a photo's own file is, without keeping anything. Raises ImageError."""
+        return _origin(*self._look(data))
+
+    def _folder(self) -> str:
+        plain = f"{self.size}px-v{images.PREPROCESSING_VERSION}"
+        if self.rules is None:
+            return plain
+        asked = self.rules.model_dump_json(exclude={"weight", "sure"})
+        return f"{plain}-faces-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+    def _look(self, data: bytes) -> tuple[images.Picture, faces.Found]:
+        """Decode a photo and find its faces; each thread has a finder of its own."""
+        picture = Eye(self.size, self.rules)(data, self.max_pixels)
+        if self.rules is None:
+            return picture, faces.Found(np.empty((0, 0, 0), np.uint8))
+        if not hasattr(self._own, "find"):
+            self._own.find = faces.Finder(faces.shipped_detector(), self.rules)
+        return picture, self._own.find(picture)
+
+
+def _origin(picture: images.Picture, found: faces.Found) -> Origin:
+    return Origin(picture.width, picture.height, picture.format, len(found.crops), found.is_face)
+
+
+def _faces_path(path: Path) -> Path:
+    return path.with_suffix(".faces.png")
+
+
+def _decoded(path: Path) -> NDArray[np.uint8]:
+    try:
+        return images.decode(path).pixels
+    except images.ImageError as error:
+        raise FailureError(
+            f"{printable(path)}: this prepared copy is damaged ({error}): delete it, it is made anew"
+        ) from None
+
+
+def _png(pixels: NDArray[np.uint8], text: PngImagePlugin.PngInfo | None = None) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=COMPRESSION, pnginfo=text)
+    return file.getvalue()
 
 
 def link(cache: Cache, photos: Iterable[tuple[str, str, str]], view: Path) -> None:

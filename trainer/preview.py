@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer import pictures, prepared, quiet
+from trainer import pictures, prepared, quiet, viewing
 from trainer.dataset import class_folders, open_dataset
 from trainer.output import show_unused, write
 from trainer.photos import Rules
@@ -29,8 +29,9 @@ def preview(settings: Settings) -> None:
         from trainer import augment  # noqa: PLC0415  TensorFlow: seconds
         from trainer.plan import Plan  # noqa: PLC0415
 
-    size = Plan.of(settings.trainer).image_size
-    cache = prepared.Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels)
+    plan = Plan.of(viewing.settled(settings).trainer)
+    size = plan.image_size
+    cache = prepared.Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels, plan.faces)
     data = open_dataset(settings, cache.add, record=False)
     cache.root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.root.parent, prefix=".preview-") as view:

@@ -6,7 +6,7 @@ Invariant: it is read as plain arrays, never as pickled objects, and row i of ea
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,16 @@ PREFIX = 16  # hex digits of a sha256: 64 bits tell any number of photos apart
 
 @dataclass(frozen=True)
 class Replay:
-    """features float16 (N, F); labels uint16, splits uint8 (indices into SPLITS), sha256_prefix uint64, all (N,)."""
+    """features float16 (N, F); labels uint16, splits uint8 (indices into SPLITS), sha256_prefix uint64, all (N,).
+
+    `faces_prefix` uint64 (M,): pictures that taught the network for faces alone, so that they have no features.
+    """
 
     features: NDArray[np.float16]
     labels: NDArray[np.uint16]
     splits: NDArray[np.uint8]
     sha256_prefix: NDArray[np.uint64]
+    faces_prefix: NDArray[np.uint64] = field(default_factory=lambda: np.array([], np.uint64))
 
     def write(self, path: Path) -> None:
         """Write the arrays to `path`, uncompressed: features hardly compress."""
@@ -56,5 +60,6 @@ def learned(bundle: Bundle, hashes: Sequence[str]) -> list[bool] | None:
     replay = read(bundle)
     if replay is None:
         return None
-    known = replay.sha256_prefix[replay.splits != SPLITS.index("test")]
+    scenes = replay.sha256_prefix[replay.splits != SPLITS.index("test")]
+    known = np.concatenate([scenes, replay.faces_prefix])
     return [bool(found) for found in np.isin(prefixes(hashes), known)]

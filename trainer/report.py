@@ -18,6 +18,7 @@ from trainer import calibration, charts, durable
 from trainer.bundle import Bundle
 from trainer.evaluate import Metrics, Predictions, decided
 from trainer.progress import printable
+from trainer.report_views import Share, by_faces, by_view
 from trainer.thumbnails import Thumbnail, thumbnails
 from trainer.verdict import percent, verdict
 
@@ -38,26 +39,8 @@ class Card:
     answer: str
     right: bool
     scores: str
+    views: str
     thumbnail: Thumbnail
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of photos with its 95 % interval."""
-
-    name: str
-    right: int
-    photos: int
-
-    @property
-    def value(self) -> float | None:
-        """The share; None of no photos."""
-        return self.right / self.photos if self.photos else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its interval, see `calibration.wilson`."""
-        return calibration.wilson(self.right, self.photos)
 
 
 def write(
@@ -86,6 +69,8 @@ def write(
         metrics=metrics,
         chance=calibration.ece_by_chance(confidence),
         classes=_classes(metrics),
+        by_view=by_view(bundle, predictions, answers),
+        by_faces=by_faces(predictions, right),
         confusion=_confusion(metrics),
         confusions=_confusions(metrics),
         charts=_charts(bundle, predictions, confidence, right, history),
@@ -166,7 +151,8 @@ def _cards(
     uncertain = np.argsort(_margins(bundle, predictions.scores), kind="stable")
     uncertain = uncertain[~np.isin(uncertain, mistakes)][:MOST_UNCERTAIN]
     shown = [int(i) for i in (*mistakes, *uncertain)]
-    asked = [(predictions.paths[i], int(answers[i])) for i in shown]
+    boxes = predictions.boxes or (None,) * len(answers)
+    asked = [(predictions.paths[i], int(answers[i]), boxes[i] or ()) for i in shown]
     drawn, unexplained = thumbnails(bundle, asked, predictions.max_pixels)
     paths = [os.path.abspath(predictions.paths[i]) for i in shown]
     root = os.path.commonpath([os.path.dirname(os.path.dirname(path)) for path in paths])  # the class folders'
@@ -199,7 +185,15 @@ def _card(predictions: Predictions, answer: int, i: int, name: str, small: Thumb
     best = np.argsort(-row, kind="stable")[:3]
     scores = ", ".join(f"{names[c]} {row[c]:.2f}" for c in best)
     label = int(predictions.labels[i])
-    return Card(name, names[label], names[answer], label == answer, scores, small)
+    return Card(name, names[label], names[answer], label == answer, scores, _of_views(predictions, i, answer), small)
+
+
+def _of_views(predictions: Predictions, i: int, answer: int) -> str:
+    """Say how sure each view is of the answer, where the faces were looked at, too."""
+    if len(predictions.views) < 2:  # noqa: PLR2004
+        return ""
+    said = [(name, float(of[i, answer])) for name, of in predictions.views.items() if not np.isnan(of[i, answer])]
+    return f"{predictions.class_names[answer]} by " + ", ".join(f"{name} {score:.2f}" for name, score in said)
 
 
 def _times(milliseconds: NDArray[np.float64]) -> tuple[float, float]:

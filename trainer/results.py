@@ -64,7 +64,8 @@ def show(
 
 def hyperparameters(settings: Settings) -> dict[str, str | float | bool]:
     """Return the settings that TensorBoard compares runs by."""
-    return {k: v for k, v in settings.trainer.model_dump(mode="json").items() if k not in ("runs", "hooks", "profile")}
+    table = settings.trainer.model_dump(mode="json", exclude={"runs", "hooks", "profile", "views"})
+    return {**table, "views": " and ".join(settings.trainer.views)}
 
 
 def figures(metrics: Metrics) -> dict[str, float]:

@@ -24,6 +24,12 @@ def _plain_name(value: str) -> str:
     return value
 
 
+def _with_scene(value: tuple[str, ...]) -> tuple[str, ...]:
+    if value and value not in (("scene",), ("scene", "faces")):
+        raise ValueError('write ["scene"], ["scene", "faces"], or [] to have the photos decide')
+    return value
+
+
 class Table(BaseModel):
     """A table of settings.toml: frozen, and unknown keys are errors."""
 
@@ -92,6 +98,7 @@ class Trainer(Table):
 
     runs: Path = Path("runs")
     architecture: str = "efficientnet_lite0"
+    views: Annotated[tuple[Literal["scene", "faces"], ...], AfterValidator(_with_scene)] = ()
     image_size: int = Field(0, ge=0, le=2048)
     batch_size: int = Field(32, ge=1, le=4096)
     epochs: int = Field(0, ge=0, le=100_000)

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from trainer import images
 from trainer.bundle import Bundle, BundleError
+from trainer.faces import Box
 from trainer.quiet import native_stderr
 
 SIDE = 224  # pixels, of the longer side
 QUALITY = 80  # of JPEG: 36 photos and their overlays take about half a megabyte
 KERAS_MODEL = "model.keras"
+BOX = (255, 190, 0)  # around a face
 
 Pixels = NDArray[np.uint8]
 Explainer = Callable[[Sequence[Pixels], Sequence[int]], tuple[Sequence[Pixels], str | None]]
@@ -36,17 +38,20 @@ class Thumbnail:
 
 
 def thumbnails(
-    bundle: Bundle, photos: Sequence[tuple[Path, int]], max_pixels: int
+    bundle: Bundle, photos: Sequence[tuple[Path, int, Sequence[Box]]], max_pixels: int
 ) -> tuple[tuple[Thumbnail, ...], str | None]:
-    """Draw photos, each with the index of the class to explain; return also why there are no overlays, where so."""
-    pictures = [_read(path, bundle.manifest.input_size, max_pixels) for path, _ in photos]
+    """Draw photos, each with the index of the class to explain and the boxes of its faces.
+
+    Returns also why there are no overlays, where so.
+    """
+    pictures = [_read(path, bundle.manifest.input_size, max_pixels) for path, *_ in photos]
     readable = [i for i, picture in enumerate(pictures) if picture]
     if not readable:
         return (Thumbnail(None, None),) * len(photos), None
     pixels = [picture[0].pixels for picture in pictures if picture]
     overlays, why = explainer(bundle)(pixels, [photos[i][1] for i in readable])
     laid = dict(zip(readable, overlays, strict=False))
-    return tuple(_thumbnail(picture, laid.get(i)) for i, picture in enumerate(pictures)), why
+    return tuple(_thumbnail(picture, laid.get(i), photos[i][2]) for i, picture in enumerate(pictures)), why
 
 
 def explainer(bundle: Bundle) -> Explainer:
@@ -98,6 +103,16 @@ def shaped(pixels: Pixels, width: int, height: int, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize((max(1, round(width * scale)), max(1, round(height * scale))))
 
 
+def boxed(pixels: Pixels, boxes: Sequence[Box], width: int) -> Pixels:
+    """Return the pixels of an upright picture that was `width` pixels wide, with boxes drawn on it."""
+    image = Image.fromarray(pixels)
+    pen, scale = ImageDraw.Draw(image), image.width / width
+    line = max(1, round(image.width / 120))
+    for left, top, wide, high in boxes:
+        pen.rectangle([scale * v for v in (left, top, left + wide, top + high)], outline=BOX, width=line)
+    return np.array(image)
+
+
 def _read(path: Path, size: int, max_pixels: int) -> tuple[images.Picture, images.Picture] | None:
     """Decode as the model sees it, and as a person does; None where the file cannot be read any more."""
     try:
@@ -107,15 +122,15 @@ def _read(path: Path, size: int, max_pixels: int) -> tuple[images.Picture, image
         return None
 
 
-def _thumbnail(picture: tuple[images.Picture, images.Picture] | None, overlay: Pixels | None) -> Thumbnail:
+def _thumbnail(
+    picture: tuple[images.Picture, images.Picture] | None, overlay: Pixels | None, boxes: Sequence[Box]
+) -> Thumbnail:
     if picture is None:
         return Thumbnail(None, None)
     shown = picture[1]
-    drawn = (
-        None if pixels is None else _uri(shaped(pixels, shown.width, shown.height, SIDE))
-        for pixels in (shown.pixels, overlay)
-    )
-    return Thumbnail(*drawn)
+    photo = boxed(np.asarray(shaped(shown.pixels, shown.width, shown.height, SIDE)), boxes, shown.width)
+    over = None if overlay is None else _uri(shaped(overlay, shown.width, shown.height, SIDE))
+    return Thumbnail(_uri(Image.fromarray(photo)), over)
 
 
 def _uri(image: Image.Image) -> str:
