@@ -445,5 +445,6 @@ def test_the_bundle_that_ships_installs_and_serves(tmp_path):
     shipped = {str(p.relative_to(ROOT / "trainer/pretrained/bundle")) for p in files if "bundle" in p.parts}
     assert shipped == {"manifest.json", *loaded.manifest.files}
     assert {name for name in shipped if name.endswith((".png", ".jpg"))} == {
-        f"golden/{name}.png" for name in ("happy", "sad", "gradient", "large")
+        f"golden/{name}.png" for name in ("happy", "sad", "gradient", "large", "portrait_happy", "portrait_sad", "face")
     }
+    assert loaded.manifest.views == ("scene", "faces")

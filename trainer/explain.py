@@ -129,7 +129,7 @@ def views_of(bundle: Bundle, seen: Explained) -> list[str]:
         return []
     boxes = seen.judged.boxes
     if boxes is None:
-        return [f"  faces: not looked for, the scene alone is {bundle.manifest.faces.sure:.0%} sure and more"]
+        return [f"  faces: not looked for: the scene alone is {bundle.manifest.faces.sure:.0%} sure, or more"]
     count = f"{len(boxes)} {'face' if len(boxes) == 1 else 'faces'} found"
     what = "taken for a face as a whole" if seen.judged.is_face else count
     said = (f"{name}: {_best(bundle, scores)}" for name, scores in seen.judged.views.items())
@@ -152,7 +152,7 @@ def draw(
     panels = (
         sheet.Panel(f"the photo: {shown.format}, {shown.width} x {shown.height}", photo),
         sheet.Panel(f"what the model saw: {size} x {size}", seen.picture.pixels),
-        sheet.Panel("what spoke for it: red the most (Grad-CAM)", overlays[0])
+        sheet.Panel("what spoke for it in the scene: red the most (Grad-CAM)", overlays[0])
         if overlays
         else sheet.Panel("", None, f"no Grad-CAM: {printable(why)}"),
     )
