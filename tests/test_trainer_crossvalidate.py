@@ -149,3 +149,20 @@ def test_faces_are_trained_on_and_judged_in_each_round(tmp_path, monkeypatch, ca
     assert {name: fold["photos"] for name, fold in figures.items()} == {"a": 120, "b": 120}
     assert min(fold["accuracy"] for fold in figures.values()) > 0.9
     assert said.err.count("faces: epoch 5/5") == 2
+
+
+def test_a_face_as_a_whole_is_answered_by_the_faces_alone_as_in_serving(monkeypatch, tmp_path):
+    from trainer.face_training import FaceExamples
+    from trainer.manifest import FaceRules
+
+    crops = np.zeros((2, 48, 48), np.uint8)
+    by_faces = FaceExamples(("happy", "sad"), crops, np.arange(2), np.array([0, 1]), np.array([True, False]))
+    monkeypatch.setattr(crossvalidate.face_training, "enough", lambda *_: True)
+    monkeypatch.setattr(crossvalidate.face_training, "train", lambda *_: (None, {}))
+    said = np.array([(0.2, 0.8), (0.2, 0.8)], np.float32)
+    monkeypatch.setattr(crossvalidate.face_training, "by_photo", lambda *_: said)
+    rounds = SimpleNamespace(plan=SimpleNamespace(faces=FaceRules()), settings=SimpleNamespace(trainer=None))
+    scenes = np.array([(0.95, 0.05), (0.95, 0.05)], np.float32)
+    scores, _ = crossvalidate._with_faces(rounds, by_faces, np.arange(2), np.arange(2), scenes, tmp_path)
+    assert scores[0] == pytest.approx([0.2, 0.8])
+    assert scores[1] == pytest.approx([0.95, 0.05])

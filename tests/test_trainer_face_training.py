@@ -167,7 +167,7 @@ def test_too_few_faces_leave_the_scene_alone_and_say_so(tmp_path):
     portraits.folder(tmp_path / "training", 30)
     done = run("trainer", tmp_path, "fit", *QUICK)
     assert done.returncode == 0, done.stderr
-    assert "too few to learn from: only scenes are used" in done.stderr
+    assert "are needed: only scenes are used" in done.stderr
     assert bundle.load(tmp_path / "models", 1).manifest.views == ("scene",)
 
 
@@ -250,7 +250,8 @@ def test_batches_of_an_epoch_are_the_same_whoever_asks_when():
 def examples_of(count, owners=None):
     crops = np.random.default_rng(0).integers(0, 256, (count, 48, 48), np.uint8)
     owners = np.arange(count) if owners is None else np.array(owners)
-    return face_training.FaceExamples(("happy", "sad"), crops, owners, np.arange(owners.max() + 2) % 2)
+    photos = owners.max() + 2
+    return face_training.FaceExamples(("happy", "sad"), crops, owners, np.arange(photos) % 2, np.zeros(photos, bool))
 
 
 def test_the_faces_of_a_photo_are_judged_together_and_photos_without_are_not():
@@ -285,3 +286,85 @@ def test_scenes_with_and_without_faces_are_prepared_apart(tmp_path):
     paths = [cache.path("ab" * 32) for cache in caches]
     assert len(set(paths)) == 3
     assert paths[1] == paths[3]  # how the views are weighed changes no pixel
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return prepared.Cache(tmp_path / "prepared", 32, 1_000_000, FaceRules())
+
+
+@pytest.fixture
+def kept(cache, tmp_path):
+    """A prepared photo of one person: its hash, its bytes, its two files."""
+    portraits.photo(1, smiles=True).save(tmp_path / "one.png")
+    data = (tmp_path / "one.png").read_bytes()
+    cache.add("ab" * 32, data)
+    copy = cache.path("ab" * 32)
+    return SimpleNamespace(hash="ab" * 32, data=data, copy=copy, strip=copy.with_suffix(".faces.png"))
+
+
+@pytest.mark.parametrize("harm", ["no strip", "short copy", "empty copy", "no picture"])
+def test_a_prepared_copy_that_is_not_whole_is_made_anew(cache, kept, harm):
+    before = kept.copy.read_bytes(), kept.strip.read_bytes()
+    if harm == "no strip":
+        kept.strip.unlink()
+    elif harm == "no picture":
+        kept.copy.write_bytes(b"no picture")
+    else:
+        kept.copy.write_bytes(before[0][: 60 if harm == "short copy" else 0])
+    cache.add(kept.hash, kept.data)
+    assert (kept.copy.read_bytes(), kept.strip.read_bytes()) == before
+
+
+@pytest.mark.parametrize("shape", [(96, 48), (48, 24), (24, 48)])
+def test_a_strip_that_holds_other_faces_is_one_clear_line(kept, shape):
+    """Too many rows would give every later photo the face of the one before it."""
+    from PIL import Image
+
+    from trainer.errors import FailureError
+
+    Image.fromarray(np.zeros(shape, np.uint8)).save(kept.strip)
+    with pytest.raises(FailureError, match=r"faces\.png: this prepared copy is damaged .* delete it"):
+        prepared.Prepared(kept.copy).crops(1)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_where_too_few_unknown_photos_are_left_faces_are_not_looked_at(monkeypatch, capsys, split):
+    from trainer import assembly
+    from trainer.dataset import SPLITS, Dataset, Fractions, Photo
+
+    found = tuple(
+        Photo(f"{label}/{part}{i}", label, f"{label:08x}{SPLITS.index(part):04x}{i:04x}" + "0" * 48, part)
+        for label in (0, 1)
+        for part in SPLITS
+        for i in range(6)
+    )
+    data = Dataset(Path("photos"), ("happy", "sad"), found, (), Fractions(0.2, 0.2))
+    assert assembly.leaves_enough_unseen(data, FaceRules())
+    known = replay.prefixes([p.sha256 for p in data.of(split) if p.label == 1][:5])
+    monkeypatch.setattr(face_network, "learned", lambda: known)
+    assert not assembly.leaves_enough_unseen(data, FaceRules())
+    assert f"faces: too few {split} photos are left" in capsys.readouterr().err
+    left = assembly.never_seen(data, split, FaceRules())
+    assert len(left.photos) == 7
+
+
+def test_small_pictures_whose_colour_tells_them_apart_are_judged_as_scenes(tmp_path):
+    """Crops of faces are grey: where the scene's network knows better, the faces are dropped."""
+    from PIL import Image
+
+    for name, tint in (("red", (1.0, 0.6, 0.6)), ("blue", (0.6, 0.6, 1.0))):
+        (tmp_path / "training" / name).mkdir(parents=True)
+        for number in range(70):
+            drawn = portraits.photo(number + (500 if name == "red" else 0), smiles=bool(number % 2)).resize((56, 56))
+            tinted = Image.fromarray((np.asarray(drawn) * tint).astype(np.uint8))
+            tinted.save(tmp_path / "training" / name / f"{number}.png")
+    asked = ["--architecture", "tutorial_cnn", "--epochs", "6", "--set", "trainer.image_size=32"]
+    asked += ["--set", "trainer.batch_size=8", "--set", "trainer.learning_rate=0.003"]
+    asked += ["--set", 'trainer.views=["scene", "faces"]']
+    done = run("trainer", tmp_path, "fit", *asked)
+    assert done.returncode == 0, done.stderr
+    made = bundle.load(tmp_path / "models", 1)
+    assert "they make it no better on the validation photos" in done.stderr
+    assert made.manifest.views == ("scene",)
+    assert made.manifest.metrics["accuracy"] > 0.9

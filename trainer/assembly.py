@@ -7,12 +7,13 @@ looked at, and those that the network for faces learned from before it came alon
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from trainer import bundle, calibration, evaluate, export, face_network, replay
-from trainer.dataset import SPLITS, Dataset, Photo
+from trainer.dataset import MINIMUM, SPLITS, Dataset, Photo
 from trainer.evaluate import Predictions
 from trainer.fit import Fitted, Plan, View
 from trainer.images import PREPROCESSING_VERSION
@@ -28,23 +29,36 @@ def assembled(
     made = stage(settings, plan, data, pictures, view, fitted, staged)
     if made.manifest.threshold is None and made.manifest.faces is None:
         return made
-    known = never_seen(data, "validation", made.manifest.faces)
-    seen = evaluate.predict(made, files_of(view, known), settings.tray.max_pixels)
-    if made.manifest.faces is not None and not faces_help(made, seen):
+    files = judges(data, "validation", made.manifest.faces, view)
+    seen = evaluate.predict(made, files, settings.tray.max_pixels)
+    if made.manifest.faces is not None and not faces_help(made, seen, files):
         line("faces: they make it no better on the validation photos: the scene alone is used")
         alone = dataclasses.replace(fitted, reader=None)
         return assembled(settings, plan, data, pictures, view, alone, staged)
     return with_threshold(made, seen)
 
 
-def faces_help(made: bundle.Bundle, seen: Predictions) -> bool:
-    """Tell whether both views together are right at least as often as the scene alone, where both saw something."""
-    both = ~np.isnan(seen.views["scene"][:, 0]) & ~np.isnan(seen.views["faces"][:, 0])
-    right = [
-        int((evaluate.decided(made, scores[both]) == seen.labels[both]).sum())
-        for scores in (seen.scores, seen.views["scene"])
-    ]
-    return right[0] >= right[1]
+def faces_help(made: bundle.Bundle, seen: Predictions, files: Sequence[tuple[Path, int]]) -> bool:
+    """Tell whether with faces it is right at least as often as the scene alone, also on what is a face as a whole."""
+    alone = dataclasses.replace(made, manifest=made.manifest.model_copy(update={"faces": None}))
+    scenes = evaluate.predict(alone, files, seen.max_pixels)
+    with_faces, without = (
+        int((evaluate.decided(made, scores) == seen.labels).sum()) for scores in (seen.scores, scenes.scores)
+    )
+    return with_faces >= without
+
+
+def leaves_enough_unseen(data: Dataset, rules: FaceRules) -> bool:
+    """Tell whether each class keeps photos to choose and to measure by, where faces are looked at; say so where not."""
+    for split in ("validation", "test"):
+        labels = [photo.label for photo in never_seen(data, split, rules).photos]
+        if any(labels.count(label) < MINIMUM[split] for label in range(len(data.class_names))):
+            line(
+                f"faces: too few {split} photos are left that the network for faces does not know already: only scenes "
+                "are used"
+            )
+            return False
+    return True
 
 
 def with_threshold(made: bundle.Bundle, seen: Predictions) -> bundle.Bundle:
@@ -74,12 +88,17 @@ def never_seen(data: Dataset, split: str, rules: FaceRules | None) -> Dataset:
     """Return a split's photos, but for those that the network for faces knew before training, where it is used."""
     photos = data.of(split)
     if rules is not None:
-        hashes = replay.prefixes([photo.sha256 for photo in photos])
-        known = np.isin(hashes, face_network.learned())
-        if known.any():
-            line(f"{known.sum():,} of the {split} photos are not judged: the network for faces that ships knows them")
+        known = np.isin(replay.prefixes([photo.sha256 for photo in photos]), face_network.learned())
         photos = [photo for photo, seen in zip(photos, known, strict=True) if not seen]
     return dataclasses.replace(data, photos=tuple(photos))
+
+
+def judges(data: Dataset, split: str, rules: FaceRules | None, view: View) -> list[tuple[Path, int]]:
+    """Return the files of a split that a bundle is judged by; say how many are not."""
+    shown = never_seen(data, split, rules)
+    if known := len(data.of(split)) - len(shown.photos):
+        line(f"{known:,} of the {split} photos are not judged: the network for faces that ships knows them")
+    return files_of(view, shown)
 
 
 def files_of(view: View, data: Dataset) -> list[tuple[Path, int]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field, ValidationError
 
-from trainer.manifest import FACES_VERSION, FORMAT_VERSION, READABLE, BundleError, Manifest, Record
+from trainer.manifest import FACES_VERSION, READABLE, BundleError, Manifest, Record
 
 if TYPE_CHECKING:
     from trainer import litert
@@ -107,7 +107,8 @@ def open_manifest(path: Path, number: int) -> Manifest:
         fields = json.loads(_read(path, MANIFEST))
         version = fields["format_version"]
         if version not in READABLE:
-            raise refused(path, f"it has bundle format {version}, this moodbox reads {FORMAT_VERSION}")
+            known = " and ".join(map(str, READABLE))
+            raise refused(path, f"it has bundle format {version}, this moodbox reads {known}")
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]

@@ -187,7 +187,9 @@ def _with_faces(
         return scenes, {}
     network, _ = face_training.train(rounds.settings.trainer, plan, by_faces, taught, validation, workdir)
     of_faces = face_training.by_photo(network, by_faces, np.arange(len(scenes)))
-    return views.together(scenes, of_faces, plan.faces), {"scene": scenes, "faces": of_faces}
+    together = views.together(scenes, of_faces, plan.faces)
+    scores = np.where(by_faces.whole[: len(scenes), np.newaxis], of_faces, together)
+    return scores, {"scene": scenes, "faces": of_faces}
 
 
 def _predictions(

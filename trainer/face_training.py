@@ -35,12 +35,16 @@ Rows = NDArray[np.int_]
 
 @dataclass(frozen=True)
 class FaceExamples:
-    """The faces of N photos: crops uint8 (M, S, S), on disk; owners int (M,): whose they are; labels int (N,)."""
+    """The faces of N photos: crops uint8 (M, S, S), on disk; owners int (M,): whose they are; labels int (N,).
+
+    `whole`, bool (N,), says which photos are a face as a whole.
+    """
 
     class_names: tuple[str, ...]
     crops: NDArray[np.uint8]
     owners: Rows
     labels: NDArray[np.int_]
+    whole: NDArray[np.bool_]
 
     def of(self, photos: Rows) -> Rows:
         """Return the rows of the crops of these photos."""
@@ -69,14 +73,16 @@ def examples(
 ) -> FaceExamples:
     """Collect the faces of prepared photos into one file below `folder`."""
     copies = [prepared.Prepared(cache.path(photo.sha256)) for photo in photos]
-    counts = [origin.faces if (origin := copy.origin) else 0 for copy in copies]
+    origins = [copy.origin for copy in copies]
+    counts = [origin.faces if origin else 0 for origin in origins]
+    whole = np.array([bool(origin and origin.is_face) for origin in origins])
     owners = np.repeat(np.arange(len(photos)), counts)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "faces.npy"
     chunks = (copy.crops(count) for copy, count in zip(copies, counts, strict=True) if count)
     features.store(path, (len(owners), rules.size, rules.size), chunks, np.uint8)
     labels = np.array([photo.label for photo in photos], np.int_)
-    return FaceExamples(class_names, _mapped(path, len(owners)), owners, labels)
+    return FaceExamples(class_names, _mapped(path, len(owners)), owners, labels, whole)
 
 
 def _mapped(path: Path, count: int) -> NDArray[np.uint8]:
@@ -86,11 +92,12 @@ def _mapped(path: Path, count: int) -> NDArray[np.uint8]:
 
 def enough(shown: FaceExamples, train: Rows, validation: Rows) -> bool:
     """Tell whether there are faces enough to learn from, and say so where there are not."""
-    for rows, least in ((train, LEAST), (validation, LEAST_VALIDATION)):
+    for split, rows, least in (("training", train, LEAST), ("validation", validation, LEAST_VALIDATION)):
         counts = np.bincount(shown.labels[shown.owners[shown.of(rows)]], minlength=len(shown.class_names))
         if counts.min() < least:
             name = shown.class_names[int(counts.argmin())]
-            line(f"faces: only {counts.min()} in the photos of {name!r}, too few to learn from: only scenes are used")
+            short = f"only {counts.min()} in the {split} photos of {name!r}, {least} are needed"
+            line(f"faces: {short}: only scenes are used")
             return False
     return True
 

@@ -87,7 +87,7 @@ class FaceRules(Record):
     """
 
     version: int = FACES_VERSION
-    detail: int = Field(640, ge=64, le=4096)
+    detail: int = Field(640, ge=64, le=1280)
     least_score: float = Field(0.6, gt=0.0, lt=1.0)
     most: int = Field(4, ge=1, le=64)
     margin: float = Field(1.4, gt=0.0, le=4.0)

@@ -57,15 +57,24 @@ class Prepared:
     @property
     def origin(self) -> Origin | None:
         """Return what the photo's own file was; None in copies of before that was kept."""
-        with Image.open(self.path, formats=["PNG"]) as image:
-            said = str(image.info.get(KEY, "")).split()
-        faces_found = (int(said[3]), said[4] == "whole") if len(said) > len(Origin._fields) - 1 else (0, False)
-        return Origin(int(said[0]), int(said[1]), said[2], *faces_found) if said else None
+        try:
+            with Image.open(self.path, formats=["PNG"]) as image:
+                said = str(image.info.get(KEY, "")).split()
+            faces_found = (int(said[3]), said[4] == "whole") if len(said) > len(Origin._fields) - 1 else (0, False)
+            return Origin(int(said[0]), int(said[1]), said[2], *faces_found) if said else None
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, IndexError, SyntaxError) as error:  # what Pillow raises for a damaged PNG
+            raise _damaged(self.path, error) from None
 
     def crops(self, count: int) -> NDArray[np.uint8]:
         """Return the photo's faces uint8 (count, S, S), grey. Raises FailureError, OSError as `pixels`."""
-        strip = _decoded(_faces_path(self.path))[:, :, 0]
-        return strip.reshape(count, -1, strip.shape[1])
+        path = _faces_path(self.path)
+        strip = _decoded(path)[:, :, 0]
+        height, side = strip.shape
+        if height != count * side:
+            raise _damaged(path, f"{side} x {height} pixels are not {count} faces")
+        return strip.reshape(count, side, side)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Cache:
     def add(self, sha256: str, data: bytes) -> Prepared | Fresh:
         """Look at a photo and keep what is seen; nothing to do where it is there. Raises ImageError, OSError."""
         path = self.path(sha256)
-        if path.exists():
+        if self._is_kept(path):
             return Prepared(path)
         picture, found = self._look(data)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +114,18 @@ class Cache:
         text.add_text(KEY, f"{origin.width} {origin.height} {origin.format}{said}")
         durable.replace(path, _png(picture.pixels, text))
         return Fresh(picture.pixels, origin)
+
+    def _is_kept(self, path: Path) -> bool:
+        """Tell whether a photo's copy is there, with its faces; what is damaged is made anew."""
+        if not path.exists():
+            return False
+        if self.rules is None:
+            return True
+        try:
+            origin = Prepared(path).origin
+        except FailureError:
+            return False
+        return origin is not None and (not origin.faces or _faces_path(path).exists())
 
     def looked_at(self, data: bytes) -> Origin:
         """Return what a photo's own file is, without keeping anything. Raises ImageError."""
@@ -139,9 +160,12 @@ def _decoded(path: Path) -> NDArray[np.uint8]:
     try:
         return images.decode(path).pixels
     except images.ImageError as error:
-        raise FailureError(
-            f"{printable(path)}: this prepared copy is damaged ({error}): delete it, it is made anew"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, why: object) -> FailureError:
+    said = " ".join(str(why).split())
+    return FailureError(f"{printable(path)}: this prepared copy is damaged ({said}): delete it, it is made anew")
 
 
 def _png(pixels: NDArray[np.uint8], text: PngImagePlugin.PngInfo | None = None) -> bytes:

@@ -51,6 +51,10 @@ def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool) -> T
     plan = Plan.of(settings.trainer)
     data = prepare(settings, plan)
     data.require_enough()
+    if plan.faces is not None and not assembly.leaves_enough_unseen(data, plan.faces):
+        settings = viewing.scenes_alone(settings)
+        plan = Plan.of(settings.trainer)
+        data = prepare(settings, plan)
     hooks.find(settings.trainer.hooks)  # a mistake there is no run to go on with
     begun = runs.begin(workdir, asked(settings, data), datetime.now(UTC))
     with disk_errors(workdir):
@@ -81,8 +85,8 @@ def judged(
 ) -> tuple[bundle.Bundle, evaluate.Metrics]:  # fmt: skip
     """Export what was fitted, choose its views and threshold, measure it on the test photos, and report."""
     served = assembly.assembled(settings, plan, data, pictures, view, fitted, workdir / "staged")
-    shown = assembly.never_seen(data, "test", served.manifest.faces)
-    predictions = evaluate.predict(served, assembly.files_of(view, shown), settings.tray.max_pixels)
+    files = assembly.judges(data, "test", served.manifest.faces, view)
+    predictions = evaluate.predict(served, files, settings.tray.max_pixels)
     metrics = evaluate.measure(served, predictions)
     facts = results.facts(settings, plan, data, fitted, time.monotonic() - started)
     results.show(served, predictions, metrics, fitted, facts, view, settings, workdir)

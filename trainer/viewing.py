@@ -30,6 +30,15 @@ def settled(settings: Settings) -> Settings:
     chosen = ("scene", "faces") if share >= MOST else ("scene",)
     what = "faces are looked at, too" if share >= MOST else "only whole pictures are looked at"
     line(f"faces: found in {share:.0%} of a sample of the photos, so {what} (trainer.views)")
+    return _with_views(settings, chosen)
+
+
+def scenes_alone(settings: Settings) -> Settings:
+    """Return the settings with one view."""
+    return _with_views(settings, ("scene",))
+
+
+def _with_views(settings: Settings, chosen: tuple[str, ...]) -> Settings:
     return settings.model_copy(update={"trainer": settings.trainer.model_copy(update={"views": chosen})})
 
 
