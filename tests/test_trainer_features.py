@@ -73,7 +73,12 @@ def test_a_disk_that_fills_is_an_os_error_and_no_signal(lower):
     folder = "/dev"
     assert os.path.exists(f"{folder}/full")
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        features._fill(features.Path("/dev/full"), (len(images), 4, 4, 3), features._maps(small, chunks(images)))
+        features._fill(
+            features.Path("/dev/full"),
+            (len(images), 4, 4, 3),
+            features._maps(small, chunks(images)),
+            np.dtype(np.float16),
+        )
 
 
 class TestBatches:
