@@ -368,3 +368,26 @@ def test_small_pictures_whose_colour_tells_them_apart_are_judged_as_scenes(tmp_p
     assert "they make it no better on the validation photos" in done.stderr
     assert made.manifest.views == ("scene",)
     assert made.manifest.metrics["accuracy"] > 0.9
+
+
+def test_the_weights_that_ship_are_made_by_a_command_and_say_what_they_learned_from(tmp_path, monkeypatch, capsys):
+    from trainer import pretraining
+
+    for number in range(40):
+        for name, smiles in (("happy", True), ("sad", False)):
+            (tmp_path / "faces" / name).mkdir(parents=True, exist_ok=True)
+            drawn = portraits.photo(number, smiles=smiles).resize((48, 48))
+            drawn.save(tmp_path / "faces" / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretraining, "EPOCHS", 2)
+    out = tmp_path / "weights.npz"
+    data = ["--data", str(tmp_path / "faces"), "--validation", str(tmp_path / "faces"), "--out", str(out)]
+    assert pretraining.main(data) == 0
+    assert "of 80 pictures that it never saw" in capsys.readouterr().out
+    with np.load(out) as stored:
+        assert stored["class_names"].tolist() == ["happy", "sad"]
+        known = set(stored["learned"].tolist())
+        assert stored["conv1/kernel"].shape == (3, 3, 1, 32)
+        assert all(np.isfinite(stored[name]).all() for name in stored.files if name != "class_names")
+    assert known == set(replay.prefixes(all_hashes(tmp_path / "faces")).tolist())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "weights.npz"]
