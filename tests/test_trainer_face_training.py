@@ -58,6 +58,7 @@ def model(people):
 def test_faces_are_looked_at_without_being_asked_where_most_photos_have_them(people, model):
     assert "% of a sample of the photos, so faces are looked at, too" in people.done.stderr
     assert "faces: epoch 5/5  loss " in people.done.stderr
+    assert "it looks at: the scene and the faces" in people.done.stdout
     assert model.manifest.views == ("scene", "faces")
     assert {"detector.tflite", "face.tflite", "face.keras", "model.tflite"} <= set(model.manifest.files)
 
@@ -138,6 +139,7 @@ def test_explain_draws_the_faces_and_says_what_each_view_says(people, model):
     assert done.returncode == 0, done.stderr
     assert "1 face found; scene: " in done.stdout
     assert "taken for a face as a whole; faces: " in done.stdout
+    assert "48 x 48; the model saw 48 x 48, grey" in done.stdout
 
 
 def test_evaluate_knows_which_small_pictures_it_learned_from(people, model):
@@ -168,6 +170,7 @@ def test_too_few_faces_leave_the_scene_alone_and_say_so(tmp_path):
     done = run("trainer", tmp_path, "fit", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "are needed: only scenes are used" in done.stderr
+    assert "it looks at: the scene\n" in done.stdout
     assert bundle.load(tmp_path / "models", 1).manifest.views == ("scene",)
 
 
@@ -391,3 +394,16 @@ def test_the_weights_that_ship_are_made_by_a_command_and_say_what_they_learned_f
         assert all(np.isfinite(stored[name]).all() for name in stored.files if name != "class_names")
     assert known == set(replay.prefixes(all_hashes(tmp_path / "faces")).tolist())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "weights.npz"]
+
+
+def test_check_counts_faces_and_does_not_judge_the_labels_of_small_pictures(people):
+    done = run("trainer", people.place, "check", "--set", "trainer.image_size=64", "--set", "trainer.batch_size=16")
+    assert done.returncode == 0, done.stderr
+    assert f"of {2 * PEOPLE} photos (" in done.stdout
+    assert f"faces as a whole: {2 * SMALL} small pictures" in done.stdout
+    assert "smaller than" not in done.stdout
+    (report,) = people.place.glob("runs/check/*/report.json")
+    said = json.loads(report.read_text())
+    assert not [s["path"] for s in said["suspects"] if "small" in s["path"]]
+    assert len(said["faces"]) == 2 * (PEOPLE + SMALL)
+    assert said["faces"]["happy/small0.png"] == 1

@@ -5,6 +5,7 @@ deleted. What the scan found is printed before TensorFlow is loaded, and no list
 all of it is in report.json.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -147,13 +148,15 @@ def _titled(title: str, count: int, what: str) -> str:
 
 def judged(settings: Settings, found: Findings, cache: prepared.Cache) -> list[Suspect] | None:
     """Return the suspected labels; None where there are too few photos to judge any. Raises ArchitectureError."""
-    totals = Counter(photo.label for photo in found.data.photos)
+    scenes = dataclasses.replace(found.data, photos=found.scenes)
+    totals = Counter(photo.label for photo in scenes.photos)
     if sum(count >= FOLDS for count in totals.values()) < 2:  # noqa: PLR2004
         write(f"labels: not judged, which needs two classes of {FOLDS} photos and more")
         return None
     sys.stdout.flush()  # what the scan found is to be read meanwhile
-    found_by: list[Suspect] = _judging().suspected(settings, found.data, cache)
-    return found_by
+    place = {photo.path: index for index, photo in enumerate(found.data.photos)}
+    suspects: list[Suspect] = _judging().suspected(settings, scenes, cache)
+    return [dataclasses.replace(s, index=place[scenes.photos[s.index].path]) for s in suspects]
 
 
 def _judging() -> ModuleType:

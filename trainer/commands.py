@@ -34,6 +34,8 @@ def fit(settings: Settings, *, promote: bool, resume: bool) -> None:
     show_unused(trained.data.unused)
     for table in evaluate.tables(trained.metrics):
         Console().print(table)
+    views = bundle.read_manifest(settings.models.root, trained.number).views
+    write(f"it looks at: {' and '.join('the ' + view for view in views)}")
     if trained.guesses:
         write("it is no better than guessing, so it is not made the champion: look at the report, and at the photos")
     show_standing(settings, trained.number, serving, promoted=promote and not trained.guesses)

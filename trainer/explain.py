@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from trainer import images, photos, runs, sheet, thumbnails
@@ -102,7 +103,6 @@ def _changed(picture: images.Picture, change: Callable[[Image.Image], Image.Imag
 
 def told(bundle: Bundle, file: Path, seen: Explained) -> list[str]:
     """Return what is printed about a photo."""
-    size = bundle.manifest.input_size
     changed = (
         f"{name} {score:.2f}{'' if after.label == seen.decision.label else f' (now {after.label})'}"
         for name, after, score in seen.changed
@@ -111,7 +111,7 @@ def told(bundle: Bundle, file: Path, seen: Explained) -> list[str]:
         f"{printable(file)}: {seen.decision.label}",
         f"  scores: {scores_of(bundle, seen.judged.scores)}",
         *views_of(bundle, seen),
-        f"  {seen.picture.format}, {seen.picture.width} x {seen.picture.height}; the model saw {size} x {size}",
+        f"  {seen.picture.format}, {seen.picture.width} x {seen.picture.height}; the model saw {_taken(bundle, seen)}",
         f"  score of {seen.decision.label} if it were {', '.join(changed)}",
     ]
 
@@ -130,7 +130,7 @@ def views_of(bundle: Bundle, seen: Explained) -> list[str]:
     boxes = seen.judged.boxes
     if boxes is None:
         return [f"  faces: not looked for: the scene alone is {bundle.manifest.faces.sure:.0%} sure, or more"]
-    count = f"{len(boxes)} {'face' if len(boxes) == 1 else 'faces'} found"
+    count = f"{len(boxes) or 'no'} {'faces' if len(boxes) > 1 else 'face'} found"
     what = "taken for a face as a whole" if seen.judged.is_face else count
     said = (f"{name}: {_best(bundle, scores)}" for name, scores in seen.judged.views.items())
     return [f"  {what}; {'; '.join(said)}"]
@@ -147,14 +147,10 @@ def draw(
     """Draw a sheet about the photo into `folder` and return its path."""
     answered = bundle.manifest.class_names.index(seen.decision.label)
     overlays, why = explainer([seen.picture.pixels], [answered])
-    size = bundle.manifest.input_size
     photo = thumbnails.boxed(sheet.upright(shown), seen.judged.boxes or (), shown.width)
     panels = (
         sheet.Panel(f"the photo: {shown.format}, {shown.width} x {shown.height}", photo),
-        sheet.Panel(f"what the model saw: {size} x {size}", seen.picture.pixels),
-        sheet.Panel("what spoke for it in the scene: red the most (Grad-CAM)", overlays[0])
-        if overlays
-        else sheet.Panel("", None, f"no Grad-CAM: {printable(why)}"),
+        *_seen_panels(bundle, seen, overlays[0] if overlays else None, why or ""),
     )
     rows = [("unchanged", seen.decision.score, seen.decision.label)]
     rows += [(name, score, after.label) for name, after, score in seen.changed]
@@ -163,6 +159,30 @@ def draw(
     said = "\n".join([scores_of(bundle, seen.judged.scores), *(text.strip() for text in views_of(bundle, seen))])
     sheet.draw(path, title, said, panels, rows)
     return path
+
+
+def _seen_panels(
+    bundle: Bundle, seen: Explained, overlay: NDArray[np.uint8] | None, why: str
+) -> tuple[sheet.Panel, sheet.Panel]:
+    """Return what the model saw, and what spoke for its answer in it, where a scene was judged."""
+    caption = f"what the model saw: {_taken(bundle, seen)}"
+    if seen.judged.is_face:
+        assert bundle.manifest.faces is not None and seen.picture.detail is not None  # noqa: S101, PT018  faces were
+        side = bundle.manifest.faces.size
+        crop = Image.fromarray(seen.picture.detail).convert("L").resize((side, side)).convert("RGB")
+        return sheet.Panel(caption, np.asarray(crop)), sheet.Panel("", None, "no Grad-CAM: no scene was judged")
+    if overlay is None:
+        return sheet.Panel(caption, seen.picture.pixels), sheet.Panel("", None, f"no Grad-CAM: {printable(why)}")
+    spoke = sheet.Panel("Grad-CAM of the scene: red spoke for it", overlay)
+    return sheet.Panel(caption, seen.picture.pixels), spoke
+
+
+def _taken(bundle: Bundle, seen: Explained) -> str:
+    """Return the size of the pixels that were judged."""
+    rules = bundle.manifest.faces
+    if rules is not None and seen.judged.is_face:
+        return f"{rules.size} x {rules.size}, grey"
+    return f"{bundle.manifest.input_size} x {bundle.manifest.input_size}"
 
 
 def free(folder: Path, file: Path) -> Path:

@@ -60,9 +60,14 @@ class Findings:
         return int(low), int(middle), int(high)
 
     @property
+    def scenes(self) -> tuple[Photo, ...]:
+        """The photos that the scene's network judges: not those that are faces as a whole."""
+        return tuple(p for p in self.data.photos if not self.origins[p.sha256].is_face)
+
+    @property
     def small(self) -> list[str]:
         """The photos that are smaller than what the network takes, on their shorter side."""
-        return [p.path for p in self.data.photos if min(self.origins[p.sha256][:2]) < self.size]
+        return [p.path for p in self.scenes if min(self.origins[p.sha256][:2]) < self.size]
 
     @property
     def misnamed(self) -> list[str]:
@@ -93,10 +98,13 @@ class Findings:
         """Say in how many photos there are faces, where they were looked for."""
         if not self.with_faces:
             return
-        found = sum(origin.faces > 0 and not origin.is_face for origin in self._origins())
-        whole = sum(origin.is_face for origin in self._origins())
-        share = (found + whole) / len(self.data.photos)
-        yield f"faces: in {counted(found, 'photo')}, and {whole} so small that they are one ({share:.0%} of all)"
+        scenes = [self.origins[photo.sha256] for photo in self.scenes]
+        found = sum(origin.faces > 0 for origin in scenes)
+        if scenes:
+            yield f"faces: found in {found:,} of {counted(len(scenes), 'photo')} ({found / len(scenes):.0%})"
+        if whole := len(self.data.photos) - len(scenes):
+            yield f"faces as a whole: {counted(whole, 'small picture')}, which only the network for faces learns from"
+            yield "  their labels are not judged here"
 
     def copy_lines(self) -> Iterator[str]:
         """Say what was found twice."""
@@ -155,7 +163,7 @@ class Findings:
             "smaller_than_network": self.small,
             "formats": Counter(origin.format for origin in self._origins()),
             "misnamed": self.misnamed,
-            "faces": [o.faces for o in self._origins()] if self.with_faces else None,
+            "faces": {p.path: self.origins[p.sha256].faces for p in self.data.photos} if self.with_faces else None,
             "near_duplicates": data.twins,
             "unused": [{"path": u.path, "kind": u.kind, "reason": u.reason, "of": u.of} for u in data.unused],
             "suspects": None if suspects is None else [self._suspect(suspect) for suspect in suspects],

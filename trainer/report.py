@@ -193,7 +193,7 @@ def _of_views(predictions: Predictions, i: int, answer: int) -> str:
     if len(predictions.views) < 2:  # noqa: PLR2004
         return ""
     said = [(name, float(of[i, answer])) for name, of in predictions.views.items() if not np.isnan(of[i, answer])]
-    return f"{predictions.class_names[answer]} by " + ", ".join(f"{name} {score:.2f}" for name, score in said)
+    return f"score of {predictions.class_names[answer]}: " + ", ".join(f"{name} {score:.2f}" for name, score in said)
 
 
 def _times(milliseconds: NDArray[np.float64]) -> tuple[float, float]:
