@@ -6,11 +6,8 @@ there is.
 
 from pathlib import Path
 
-import numpy as np
-
 from trainer import bundle
 from trainer.bundle import Bundle, BundleError
-from trainer.images import Picture
 from trainer.views import Predictor
 
 __all__ = ["BundleError", "Classifier"]
@@ -36,8 +33,7 @@ class Classifier:
     def make_predictor(self) -> Predictor:
         """Return a warm predictor for one thread: a picture that `eye` decoded, to probabilities."""
         predictor = self._bundle.predictor()
-        blank = np.zeros((self.eye.size, self.eye.size, 3), np.uint8)
-        predictor(Picture(blank, self.eye.size, self.eye.size, "PNG", blank))
+        predictor.warm(self.eye.size)
         return predictor
 
     def decide(self, scores: tuple[float, ...]) -> tuple[str, float]:

@@ -163,6 +163,6 @@ def test_a_face_as_a_whole_is_answered_by_the_faces_alone_as_in_serving(monkeypa
     monkeypatch.setattr(crossvalidate.face_training, "by_photo", lambda *_: said)
     rounds = SimpleNamespace(plan=SimpleNamespace(faces=FaceRules()), settings=SimpleNamespace(trainer=None))
     scenes = np.array([(0.95, 0.05), (0.95, 0.05)], np.float32)
-    scores, _ = crossvalidate._with_faces(rounds, by_faces, np.arange(2), np.arange(2), scenes, tmp_path)
+    scores = crossvalidate._with_faces(rounds, by_faces, np.arange(2), np.arange(2), scenes, tmp_path)
     assert scores[0] == pytest.approx([0.2, 0.8])
     assert scores[1] == pytest.approx([0.95, 0.05])

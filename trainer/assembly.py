@@ -119,7 +119,7 @@ def replay_of(data: Dataset, pictures: Dataset, fitted: Fitted) -> replay.Replay
     """Return what a later training can start from; None where no backbone was used."""
     if fitted.features is None:
         return None
-    photos = [photo for split in SPLITS for photo in pictures.of(split)]
+    photos = pictures.in_order()
     scenes = {photo.sha256 for photo in photos}
     faces = [p.sha256 for p in data.photos if p.split != "test" and p.sha256 not in scenes]
     known = face_network.learned() if fitted.reader else ()

@@ -50,7 +50,7 @@ def crossvalidate(settings: Settings, groups: re.Pattern[str] | None, workdir: P
     everything = train.prepare(settings, plan)
     data = train.scenes(settings, plan, everything)
     view = train.open_view(settings, plan, data, workdir / "data")
-    photos = [photo for split in SPLITS for photo in data.of(split)]
+    photos = data.in_order()
     faces = faces_alone(everything, photos)
     kin = kinship(everything, [*photos, *faces])
     members = group(data, photos, kin[: len(photos)], groups)
@@ -159,16 +159,16 @@ def _fold(rounds: _Rounds, rows: NDArray[np.int_], workdir: Path) -> tuple[Metri
     held_out = rounds.held_out[others]
     fold = replace(shown, train=others[~held_out], validation=others[held_out])
     done = transfer.train(settings.trainer, plan, parts_of(plan), fold, workdir)
-    scores, of_views = done.scores, dict[str, NDArray[np.float32]]()
+    scores = done.scores
     if rounds.by_faces is not None:
         taught = np.concatenate([fold.train, len(shown.labels) + np.flatnonzero(apart[len(shown.labels) :])])
-        scores, of_views = _with_faces(rounds, rounds.by_faces, taught, fold.validation, done.scores, workdir)
+        scores = _with_faces(rounds, rounds.by_faces, taught, fold.validation, done.scores, workdir)
     manifest = assembly.draft_manifest(settings, plan, data)
     if manifest.threshold is not None:
         chosen = calibration.choose_threshold(shown.labels[fold.validation], scores[fold.validation, 1])
         manifest = manifest.model_copy(update={"threshold": chosen})
     runs.clear(workdir)
-    predictions = _predictions(rounds, rows, scores, of_views)
+    predictions = _predictions(rounds, rows, scores)
     return measure(bundle.Bundle(workdir, manifest, b""), predictions), predictions
 
 
@@ -179,23 +179,20 @@ def _with_faces(
     validation: NDArray[np.int_],
     scenes: NDArray[np.float32],
     workdir: Path,
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """Train on the faces of the photos `taught`; return the scores of both views together, and of each."""
+) -> NDArray[np.float32]:
+    """Train on the faces of the photos `taught`; return the scores of both views together."""
     plan = rounds.plan
     assert plan.faces is not None  # noqa: S101  there are examples
     if not face_training.enough(by_faces, taught, validation):
-        return scenes, {}
+        return scenes
     network, _ = face_training.train(rounds.settings.trainer, plan, by_faces, taught, validation, workdir)
     of_faces = face_training.by_photo(network, by_faces, np.arange(len(scenes)))
     together = views.together(scenes, of_faces, plan.faces)
-    scores = np.where(by_faces.whole[: len(scenes), np.newaxis], of_faces, together)
-    return scores, {"scene": scenes, "faces": of_faces}
+    return np.where(by_faces.whole[: len(scenes), np.newaxis], of_faces, together)
 
 
-def _predictions(
-    rounds: _Rounds, rows: NDArray[np.int_], scores: NDArray[np.float32], of_views: Mapping[str, NDArray[np.float32]]
-) -> Predictions:
-    photos = [photo for split in SPLITS for photo in rounds.data.of(split)]
+def _predictions(rounds: _Rounds, rows: NDArray[np.int_], scores: NDArray[np.float32]) -> Predictions:
+    photos = rounds.data.in_order()
     nothing = np.zeros(len(rows))
     return Predictions(
         rounds.shown.class_names,
@@ -206,7 +203,6 @@ def _predictions(
         heights=nothing.astype(np.int_),
         decode_ms=nothing,
         predict_ms=nothing,
-        views={name: of[rows] for name, of in of_views.items()},
     )
 
 

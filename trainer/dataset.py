@@ -90,6 +90,10 @@ class Dataset:
         """Return the photos of a split, in the order in which `input_pipeline.stream` gives them."""
         return [p for p in self.photos if p.split == split]
 
+    def in_order(self) -> list[Photo]:
+        """Return all photos in the order of SPLITS, which is that of features and scores."""
+        return [photo for split in SPLITS for photo in self.of(split)]
+
     @property
     def is_enough(self) -> bool:
         """Whether there is enough to train on and to measure with."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from trainer import images, photos, runs, sheet, thumbnails
+from trainer import faces, images, photos, runs, sheet, thumbnails
 from trainer.bundle import Bundle, Decision, decide
 from trainer.errors import FailureError
 from trainer.measuring import opened
@@ -165,12 +165,10 @@ def _seen_panels(
     bundle: Bundle, seen: Explained, overlay: NDArray[np.uint8] | None, why: str
 ) -> tuple[sheet.Panel, sheet.Panel]:
     """Return what the model saw, and what spoke for its answer in it, where a scene was judged."""
-    caption = f"what the model saw: {_taken(bundle, seen)}"
-    if seen.judged.is_face:
-        assert bundle.manifest.faces is not None and seen.picture.detail is not None  # noqa: S101, PT018  faces were
-        side = bundle.manifest.faces.size
-        crop = Image.fromarray(seen.picture.detail).convert("L").resize((side, side)).convert("RGB")
-        return sheet.Panel(caption, np.asarray(crop)), sheet.Panel("", None, "no Grad-CAM: no scene was judged")
+    caption, rules = f"what the model saw: {_taken(bundle, seen)}", bundle.manifest.faces
+    if rules is not None and seen.judged.is_face:
+        crop = np.repeat(faces.whole(seen.picture, rules)[..., np.newaxis], 3, axis=2)
+        return sheet.Panel(caption, crop), sheet.Panel("", None, "no Grad-CAM: no scene was judged")
     if overlay is None:
         return sheet.Panel(caption, seen.picture.pixels), sheet.Panel("", None, f"no Grad-CAM: {printable(why)}")
     spoke = sheet.Panel("Grad-CAM of the scene: red spoke for it", overlay)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trainer import face_network, faces, golden, litert, views
 from trainer.bundle import DETECTOR, FACE_MODEL, MODEL
-from trainer.face_network import FaceReader
+from trainer.face_network import FacePart
 from trainer.quiet import native_stderr
 from trainer.replay import REPLAY, Replay
 from trainer.views import Eye, Predictor
@@ -58,7 +58,7 @@ def stage(
     classes: int,
     replay: Replay | None,
     precision: Precision | None = None,
-    reader: FaceReader | None = None,
+    reader: FacePart | None = None,
 ) -> None:
     """Write all files of a bundle but its manifest into the new `folder`."""
     size = int(model.input_shape[1])
@@ -74,7 +74,7 @@ def stage(
         replay.write(folder / REPLAY)
 
 
-def _stage_faces(reader: FaceReader, folder: Path, classes: int) -> views.FaceReader:
+def _stage_faces(reader: FacePart, folder: Path, classes: int) -> views.FaceReader:
     """Write the detector and the face network; it is small: float16 whatever the scene's precision is."""
     detector, rules = faces.shipped_detector(), reader.rules
     flat_buffer = to_litert(face_network.as_served(reader.network), Precision("float16"))

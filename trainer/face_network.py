@@ -28,7 +28,7 @@ LAST = "probabilities"
 
 
 @dataclass(frozen=True)
-class FaceReader:
+class FacePart:
     """The faces' part of a model: the rules by which they are cut out, and the Keras network that reads them."""
 
     rules: FaceRules

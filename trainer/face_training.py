@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer import augment, callbacks, face_network, features, heads, prepared, views
 from trainer.callbacks import Stage, history
 from trainer.dataset import SPLITS, Dataset, Photo
-from trainer.face_network import FaceReader
+from trainer.face_network import FacePart
 from trainer.features import Batches
 from trainer.fit import Fitted
 from trainer.manifest import FaceRules
@@ -128,14 +128,14 @@ def train(
 def added(asked: Trainer, plan: Plan, data: Dataset, cache: prepared.Cache, fitted: Fitted, workdir: Path) -> Fitted:
     """Return what was fitted with a network for the faces in the photos, where there are enough to learn from."""
     assert plan.faces is not None  # noqa: S101  the caller asked
-    photos = [photo for split in SPLITS for photo in data.of(split)]
+    photos = data.in_order()
     shown = examples(cache, photos, data.class_names, workdir / "features", plan.faces)
     splits = np.array([SPLITS.index(photo.split) for photo in photos])
     rows = [np.flatnonzero(splits == SPLITS.index(split)) for split in ("train", "validation")]
     if not enough(shown, rows[0], rows[1]):
         return fitted
     network, curves = train(asked, plan, shown, rows[0], rows[1], workdir)
-    reader = FaceReader(plan.faces, network)
+    reader = FacePart(plan.faces, network)
     return dataclasses.replace(fitted, histories={**fitted.histories, STAGE: curves}, reader=reader)
 
 

@@ -43,7 +43,7 @@ class Finder:
     def __call__(self, picture: Picture) -> Found:
         """Return the faces in a picture that was decoded with its detail, the largest first."""
         if is_face(picture, self.rules):
-            return Found(_scaled(_detail_of(picture), self.rules.size)[np.newaxis], is_face=True)
+            return Found(whole(picture, self.rules)[np.newaxis], is_face=True)
         faces = self.search(picture)
         crops = np.empty((len(faces), self.rules.size, self.rules.size), np.uint8)
         for crop, face in zip(crops, faces, strict=True):
@@ -64,6 +64,11 @@ def is_face(picture: Picture, rules: FaceRules) -> bool:
     """Tell whether a picture is so small that all of it is taken for one face."""
     short, long = sorted((picture.width, picture.height))
     return short <= rules.whole_below and long <= LONGEST_FACE * rules.whole_below
+
+
+def whole(picture: Picture, rules: FaceRules) -> NDArray[np.uint8]:
+    """Return all of a picture as one crop, uint8 (S, S), grey."""
+    return _scaled(_detail_of(picture), rules.size)
 
 
 def _detail_of(picture: Picture) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trainer import augment, board, callbacks, features, heads, input_pipeline, memory, model, transfer
 from trainer.callbacks import EpochStream, Stage, history
 from trainer.dataset import SPLITS, Photo
-from trainer.face_network import FaceReader
+from trainer.face_network import FacePart
 from trainer.features import Maps, Parts
 from trainer.plan import Plan
 from trainer.tables import Trainer
@@ -79,7 +79,7 @@ class Fitted:
     features: Maps | None
     kept: str
     dropped: Sequence[int] = ()
-    reader: FaceReader | None = None
+    reader: FacePart | None = None
 
 
 def fit(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:

@@ -6,7 +6,7 @@ where the bundle says which those were.
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,14 @@ def spread(photos: Sequence[Photo]) -> list[Photo]:
     return list(photos[::step])
 
 
-def pictures(paths: Sequence[Path], loaded: Bundle, max_pixels: int) -> list[Picture]:
-    """Decode photos as the bundle's model takes them."""
+def pictures(paths: Sequence[Path], loaded: Bundle, max_pixels: int) -> Iterator[Picture]:
+    """Decode photos as the bundle's model takes them, each when it is asked for: their details are large."""
     eye = loaded.eye()
-    return list(track((eye(path, max_pixels) for path in paths), len(paths), "photos decoded"))
+    return (eye(path, max_pixels) for path in paths)
 
 
 def compare(
-    loaded: Bundle, samples: Sequence[Picture], shown: Sequence[Picture], labels: Sequence[int]
+    loaded: Bundle, samples: Iterable[Picture], shown: Iterable[Picture], labels: Sequence[int]
 ) -> list[Measured]:
     """Convert and measure each precision of the scene's network in the whole decision; float32 is the reference.
 
@@ -65,7 +65,9 @@ def compare(
     for name in track(NAMES, len(NAMES), "conversions"):
         model_file = export.to_litert(model, export.Precision(name, [sampled]))
         predictors[name] = (len(model_file), dataclasses.replace(loaded, model=model_file).predictor())
-    scores, seconds = _predict_in_turn({name: predictor for name, (_, predictor) in predictors.items()}, shown)
+    scores, seconds = _predict_in_turn(
+        {name: predictor for name, (_, predictor) in predictors.items()}, track(shown, len(labels), "photos classified")
+    )
     return [
         Measured(
             name,
@@ -79,12 +81,12 @@ def compare(
 
 
 def _predict_in_turn(
-    predictors: dict[str, Predictor], shown: Sequence[Picture]
+    predictors: dict[str, Predictor], shown: Iterable[Picture]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, list[float]]]:
     """Give each picture to each predictor in turn, so that a busy machine slows all of them alike."""
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in predictors}
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    for picture in track(shown, len(shown), "photos classified"):
+    for picture in shown:
         for name, predictor in predictors.items():
             begun = time.perf_counter()
             scores[name].append(predictor(picture).scores)

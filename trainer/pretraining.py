@@ -16,7 +16,7 @@ import numpy as np
 
 from trainer import durable, face_network, face_training, heads, prepared, progress, replay, train
 from trainer.callbacks import EpochOrder
-from trainer.dataset import SPLITS, Photo, open_dataset
+from trainer.dataset import Photo, open_dataset
 from trainer.face_training import FaceExamples
 from trainer.manifest import FaceRules
 from trainer.settings import Settings, load
@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=asked.out.parent) as scratch:
         shown, photos = faces_of(asked.data, Path(scratch))
         network = fit(shown)
-        durable.replace(asked.out, face_network.packed(network, shown.class_names, known_by(photos)))
+        known = replay.prefixes([photo.sha256 for photo in photos])
+        durable.replace(asked.out, face_network.packed(network, shown.class_names, known))
         if asked.validation is not None:
             report(network, faces_of(asked.validation, Path(scratch))[0])
     return 0
@@ -51,14 +52,9 @@ def faces_of(folder: Path, scratch: Path) -> tuple[FaceExamples, list[Photo]]:
     settings: Settings = load(options={"dataset": {"root": str(folder)}, "trainer": {"runs": str(scratch)}}).settings
     cache = prepared.Cache(scratch / "prepared", SIZE, settings.tray.max_pixels, FaceRules())
     data = open_dataset(settings, cache.add, record=False)
-    photos = [photo for split in SPLITS for photo in data.of(split)]
+    photos = data.in_order()
     shown = face_training.examples(cache, photos, data.class_names, scratch / folder.name, FaceRules())
     return replace(shown, crops=np.array(shown.crops)), photos
-
-
-def known_by(photos: list[Photo]) -> Any:
-    """Return what is written down about the pictures that were learned from."""
-    return replay.prefixes([photo.sha256 for photo in photos])
 
 
 def fit(shown: FaceExamples) -> keras.Model:

@@ -81,6 +81,14 @@ class Predictor:
         scores = together(by_scene.scores, by_faces, reader.rules)
         return Judged(scores, {**by_scene.views, "faces": by_faces}, found.boxes)
 
+    def warm(self, size: int) -> None:
+        """Run each network once, for scenes of `size` pixels, so that the first photo does not wait for them."""
+        blank = np.zeros((size, size, 3), np.uint8)
+        self._scene(blank)
+        if self._reader is not None:
+            self._reader.find.search(Picture(blank, size, size, "", blank))
+            self._reader(faces.Found(np.zeros((1, self._reader.rules.size, self._reader.rules.size), np.uint8)))
+
     def _by_scene(self, picture: Picture) -> Judged:
         scores = self._scene(picture.pixels)
         return Judged(scores, {"scene": scores})
