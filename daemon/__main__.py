@@ -1,4 +1,4 @@
-"""The `moodbox` command: run | once | status | accounts | undo | doctor.
+"""The `moodbox` command: run | once | status | accounts | learn | undo | doctor | backfill.
 
 Invariant: bad input gives one line on stderr and exit status 2, what the environment refuses one line and 1; only a
 defect of Moodbox gives a traceback. Only `run`, `once` and `doctor` load TensorFlow, so imports stand inside commands.
@@ -7,7 +7,6 @@ defect of Moodbox gives a traceback. Only `run`, `once` and `doctor` load Tensor
 # ruff: noqa: PLC0415, T201
 
 import argparse
-import contextlib
 import io
 import os
 import sys
@@ -17,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from daemon.logs import printable
+from daemon import journald, options
+from daemon.logs import failed
+from trainer import ending
 from trainer import settings as settings_file
 from trainer.settings import Loaded, Settings, SettingsError
 
@@ -31,17 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     args = _parser().parse_args(argv)
     try:
-        loaded = settings_file.load(args.settings, args.set, _options(args.tray))
-        return int(args.command(args, loaded))
+        return int(args.command(args, _load(args)))
     except SettingsError as error:
-        return _fail(error, BAD_INPUT)
+        return failed(error, BAD_INPUT)
     except PermissionError as error:
-        return _fail(f"{error.filename}: {error.strerror}: run this as the daemon's user, or as root", FAILED)
+        return failed(f"{error.filename}: {error.strerror}: run this as the daemon's user, or as root", FAILED)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
+        return failed(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
+
+
+def _load(args: argparse.Namespace) -> Loaded:
+    """Load settings; a reload does it again, with the same flags."""
+    return settings_file.load(args.settings, args.set, _options(args.tray))
 
 
 def _version() -> str:
@@ -82,49 +87,25 @@ def _parser() -> argparse.ArgumentParser:
         ("once", _once, "sort what is in the inbox, then exit"),
         ("status", _status, "say what serves, what waits and what went wrong"),
         ("accounts", _accounts, "find every file that the journal ever saw"),
+        ("learn", _learn, "learn from the photos that people moved to another class folder"),
         ("doctor", _doctor, "check everything that Moodbox needs, and say what to do"),
         ("undo", _undo, "take delivered files back to undone/; lists them, and moves them with --yes"),
+        (
+            "backfill",
+            _backfill,
+            "classify every photo below a folder or URL where it is, on all cores or a Ray cluster",
+        ),
     ):
         command = commands.add_parser(name, parents=[common], help=text, description=text)
         command.set_defaults(command=function)
-        _OPTIONS.get(name, lambda _: None)(command)
+        options.add(name, command)
     return parser
 
 
-def _status_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="for programs")
-
-
-def _accounts_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--deep", action="store_true", help="compare every file's hash, not only its name and size")
-    command.add_argument("--json", action="store_true", help="for programs")
-
-
-def _undo_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("files", nargs="*", metavar="FILE", help="a file in the tray, as it was delivered")
-    command.add_argument("--batch", metavar="B", help="what was sorted in this batch (see the journal)")
-    command.add_argument("--since", metavar="T", help="what was sorted since: 2026-05-31, 2026-05-31T18:00, 2h, 3d")
-    command.add_argument("--model", type=int, metavar="N", help="what this model sorted")
-    command.add_argument("--resort", action="store_true", help="back to the inbox, to be sorted again")
-    command.add_argument("--yes", action="store_true", help="do it")
-
-
-def _doctor_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--no-canary", action="store_true", help="do not send a picture through a scratch tray")
-
-
-_OPTIONS = {
-    "status": _status_options,
-    "accounts": _accounts_options,
-    "undo": _undo_options,
-    "doctor": _doctor_options,
-}
-
-
-def _run(_args: argparse.Namespace, loaded: Loaded) -> int:
+def _run(args: argparse.Namespace, loaded: Loaded) -> int:
     from daemon import run
 
-    return run.forever(loaded)
+    return run.forever(loaded, lambda: _load(args))
 
 
 def _once(_args: argparse.Namespace, loaded: Loaded) -> int:
@@ -136,6 +117,9 @@ def _once(_args: argparse.Namespace, loaded: Loaded) -> int:
 def _status(args: argparse.Namespace, loaded: Loaded) -> int:
     from daemon import status
 
+    if args.check:
+        health, text = status.check(loaded.settings)
+        return 0 if health == "ok" else failed(text, FAILED)
     found = status.gather(loaded.settings)
     if args.json:
         import orjson
@@ -154,6 +138,12 @@ def _accounts(args: argparse.Namespace, loaded: Loaded) -> int:
     return accounts.run(loaded.settings, deep=args.deep, json=args.json)
 
 
+def _learn(args: argparse.Namespace, loaded: Loaded) -> int:
+    from daemon import learn
+
+    return learn.run(loaded.settings, by_hand=args.by_hand)
+
+
 def _undo(args: argparse.Namespace, loaded: Loaded) -> int:
     from datetime import UTC, datetime
 
@@ -162,7 +152,7 @@ def _undo(args: argparse.Namespace, loaded: Loaded) -> int:
     try:
         since = selection.moment(args.since, datetime.now(UTC)) if args.since is not None else None
     except selection.SelectionError as error:
-        return _fail(error, BAD_INPUT)
+        return failed(error, BAD_INPUT)
     asked = selection.Selection(args.batch, since, args.model, tuple(args.files), Path.cwd())
     return undo.run(loaded.settings, asked, resort=args.resort, yes=args.yes)
 
@@ -178,9 +168,18 @@ def _doctor(args: argparse.Namespace, loaded: Loaded) -> int:
     return doctor.run(loaded, None if args.no_canary else fly)
 
 
-def _fail(error: object, status: int) -> int:
-    print(f"moodbox: {printable(error)}", file=sys.stderr)
-    return status
+def _backfill(args: argparse.Namespace, loaded: Loaded) -> int:
+    if args.apply:
+        from daemon import apply
+
+        return apply.run(loaded.settings, args.source, args.dest, args.apply, yes=args.yes)
+    from daemon import backfill
+
+    asked = backfill.Asked(
+        args.source, args.dest, args.model, args.format, args.shard_files, args.address, args.workers, args.restart,
+        args.start_seconds,
+    )  # fmt: skip
+    return backfill.run(loaded.settings, asked)
 
 
 def command() -> NoReturn:
@@ -195,12 +194,10 @@ def command() -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     except BaseException:  # noqa: BLE001  # a defect of Moodbox: shown whole, as the interpreter would
-        traceback.print_exc()
+        text = traceback.format_exc()
+        print(journald.prefixed("error", text) if journald.is_stderr() else text, end="", file=sys.stderr)
         status = 1
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
+    ending.at_once(status)
 
 
 if __name__ == "__main__":

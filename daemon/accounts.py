@@ -21,7 +21,7 @@ from daemon import tray
 from daemon.evidence import Evidence
 from daemon.history import Entry, History, fold
 from daemon.journal import owners, segments
-from daemon.logs import printable
+from daemon.logs import failed, printable, refusal
 from daemon.tray import TrayError
 from trainer.settings import Settings
 
@@ -33,8 +33,9 @@ KINDS = {
     "in_work": "in .work: being sorted, or waiting for the next start",
     "missing": "not in the tray: deleted, taken out of it, or lost",
     "changed": "there, with other content",
+    "hidden": "this user may not look: run it as the daemon's user, or mend the modes",
 }
-BAD = ("missing", "changed")
+BAD = ("missing", "changed", "hidden")
 
 
 @dataclass
@@ -62,10 +63,9 @@ def run(settings: Settings, *, deep: bool, json: bool) -> int:
         with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
             found = settle(settings, progress, deep=deep)
     except TrayError as error:
-        return _failed(str(error), BAD_INPUT)
+        return failed(str(error), BAD_INPUT)
     except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{named}{error.strerror or error}: run it as the daemon's user", FAILED)
+        return failed(f"{refusal(error)}: run it as the daemon's user", FAILED)
     if json:
         sys.stdout.buffer.write(orjson.dumps(as_json(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:
@@ -130,8 +130,11 @@ class _Search:
         task = self.progress.add_task("comparing hashes" if deep else "looking", total=len(self.history))
         self.older = self.history.superseded()
         for number, entry in enumerate(self.history.entries()):
-            if entry.id in self.older or not self._is_in_place(entry, deep=deep):
-                self.strays.append(entry)
+            try:
+                if entry.id in self.older or not self._is_in_place(entry, deep=deep):
+                    self.strays.append(entry)
+            except PermissionError:
+                self.others["hidden"].append(_named(entry))
             if deep or number % 4096 == 0:
                 self.progress.update(task, completed=number)
 
@@ -163,6 +166,8 @@ class _Search:
             if after:
                 decided.remove(max(after))
                 self.others["again"].append(_named(entry))
+            elif self.evidence.is_hidden(entry.place):
+                self.others["hidden"].append(_named(entry))
             elif entry.id in self.older or self.evidence.stat(entry.place) is None:
                 self.others["missing"].append(_named(entry))
             elif not self._is_in_place(entry, deep=True):  # else a running daemon has delivered it meanwhile
@@ -200,8 +205,9 @@ class _Search:
         for path in self.progress.track(
             sorted(candidates, key=lambda p: (p.startswith("."), p)), description="hashing"
         ):
-            if read := self.evidence.sha256(path):
-                found[read[1]].append(path)
+            with contextlib.suppress(PermissionError):  # what is behind it, nobody can tell: an entry is missing then
+                if read := self.evidence.sha256(path):
+                    found[read[1]].append(path)
         return found
 
 
@@ -220,15 +226,12 @@ def _walk(folder: int) -> Iterator[tuple[str, int]]:
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
+    """Raise the error again, unless a folder is gone, or a person closed one of theirs; `.work` must be looked into."""
+    is_theirs = isinstance(error, PermissionError) and os.path.basename(str(error.filename)) != tray.WORK
+    if not (is_theirs or isinstance(error, FileNotFoundError)):
         raise error
 
 
 def _named(entry: Entry) -> str:
     dropped = "" if entry.place.endswith(f"/{entry.file}") else f" (dropped as {printable(entry.file)})"
     return printable(entry.place) + dropped
-
-
-def _failed(text: str, status: int) -> int:
-    print(f"moodbox: {printable(text)}", file=sys.stderr)
-    return status

@@ -4,6 +4,8 @@ Invariant: predictors are warm before the first photo, and every decision is `tr
 there is.
 """
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from trainer import bundle
@@ -25,10 +27,27 @@ class Classifier:
         self.eye = loaded.eye()
 
     @classmethod
-    def load(cls, models: Path) -> "Classifier":
-        """Load the champion; where there is no bundle at all, install the one that ships. Raises BundleError."""
-        bundle.install_shipped(models)
-        return cls(bundle.load(models))
+    def load(cls, models: Path, number: int | None = None) -> "Classifier":
+        """Load a bundle, the champion by default: where there is none, the one that ships. Raises BundleError."""
+        if number is None:
+            bundle.install_shipped(models)
+        return cls(bundle.load(models, number))
+
+    def packed(self) -> dict[str, bytes]:
+        """Return the bundle's files that another machine needs to judge as this one does; name → bytes."""
+        names = [n for n in self.manifest.files if n.startswith(bundle.GOLDEN) or n.endswith(".tflite")]
+        files = {name: self._bundle.read(name) for name in names}
+        return files | {bundle.MANIFEST: (self._bundle.path / bundle.MANIFEST).read_bytes()}
+
+    @classmethod
+    def unpacked(cls, number: int, files: Mapping[str, bytes]) -> "Classifier":
+        """Load what `packed` gave, checked and replayed on this machine. Raises BundleError."""
+        with tempfile.TemporaryDirectory(prefix="moodbox-") as models:
+            for name, data in files.items():
+                path = Path(models, str(number), name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            return cls(bundle.load(Path(models), number))
 
     def make_predictor(self) -> Predictor:
         """Return a warm predictor for one thread: a picture that `eye` decoded, to probabilities."""

@@ -124,4 +124,5 @@ def _describe(line: Line) -> str:
     name, place = printable(line.file), printable(line.destination)
     if line.event == "rejected":
         return f"{name} → {place}: {printable(line.error)}"
-    return f"{name} → {place} ({printable(line.label)} {line.score:.1%})"
+    why = "; picked by chance, to be looked at" if line.audit else ""
+    return f"{name} → {place} ({printable(line.label)} {line.score:.1%}{why})"

@@ -32,7 +32,19 @@ class Decider(Protocol):
     def decide(self, scores: tuple[float, ...]) -> tuple[str, float]: ...
 
 
-def decision(claimed: Claimed, batch: Batch, outcome: Outcome, decider: Decider, review_below: float) -> Line:
+@dataclass(frozen=True)
+class Review:
+    """What waits in review/ for a person: what the model is less sure of than `below`, and a `fraction` of the rest."""
+
+    below: float = 0.0
+    fraction: float = 0.0
+
+    def audits(self, sha256: str | None) -> bool:
+        """Tell whether a photo is one of the fraction: its last 64 bits decide, as the first ones do for the split."""
+        return self.fraction > 0 and sha256 is not None and int(sha256[-16:], 16) < self.fraction * 2**64
+
+
+def decision(claimed: Claimed, batch: Batch, outcome: Outcome, decider: Decider, review: Review) -> Line:
     """Return the decision line of one file; its destination is still only the folder."""
     report = outcome.report
     line = Line(
@@ -47,11 +59,12 @@ def decision(claimed: Claimed, batch: Batch, outcome: Outcome, decider: Decider,
         label, score = decider.decide(outcome.scores)
     except ValueError as error:
         return line.model_copy(update={"error_code": "no_score", "error": str(error), "model": decider.number})
-    is_sure = score >= review_below
+    audited = score >= review.below and review.audits(report.sha256)
+    is_sure = score >= review.below and not audited
     return line.model_copy(update={
         "event": "sorted" if is_sure else "review", "destination": label if is_sure else REVIEW, "label": label,
         "score": round(score, 6), "scores": _named(decider, outcome.scores), "threshold": decider.threshold,
-        "model": decider.number, **_faces(outcome, decider),
+        "model": decider.number, "audit": audited or None, **_faces(outcome, decider),
     })  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from daemon import host_checks, tray_checks
 from daemon.finding import Finding, fail, ok, warn
-from daemon.logs import printable
+from daemon.logs import printable, refusal
 from trainer import bundle
 from trainer.bundle import BundleError
 from trainer.settings import Loaded, Settings
@@ -50,8 +50,7 @@ def examine(loaded: Loaded, canary: Canary | None) -> Iterator[Finding]:
             yield from check(settings)
         except OSError as error:
             name = check.__name__.removeprefix("_").removeprefix("check_").replace("file_system", "watching")
-            named = f"{error.filename}: " if error.filename else ""
-            yield fail(name, printable(f"{named}{error.strerror or error}: ask as the daemon's user"))
+            yield fail(name, printable(f"{refusal(error)}: ask as the daemon's user"))
     if canary is not None:
         yield _fly(canary, settings)
 

@@ -1,4 +1,4 @@
-"""Events: the schema of a journal line, how it is written and read back, and the running totals of many lines.
+"""Events: the schema of a journal line, how it is written and read back.
 
 Invariant: a line is one JSON object in UTF-8 that ends in a line break and holds no other; names of files survive
 exactly, whatever bytes they are made of.
@@ -6,11 +6,9 @@ exactly, whatever bytes they are made of.
 
 import base64
 import os
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 SCHEMA = 1
 DECISIONS = ("sorted", "review", "rejected")
 Event = Literal[
-    "sorted", "review", "rejected", "redirected", "restored", "corrected", "started", "stopped", "totals",
+    "sorted", "review", "rejected", "redirected", "restored", "corrected", "moved", "not_learned", "model_loaded",
+    "model_refused", "started", "stopped", "totals",
 ]  # fmt: skip
 
 
@@ -54,6 +53,9 @@ class Line(BaseModel):
     scores: dict[str, float] | None = None
     threshold: float | None = None
     views: dict[str, dict[str, float]] | None = None
+    audit: bool | None = None
+    predicted: str | None = None
+    was: str | None = None
     faces: Faces | None = None
     model: int | None = None
     bytes: int | None = None
@@ -75,17 +77,35 @@ _NAMES = ("file", "source", "destination")
 
 def encode(line: Line) -> bytes:
     """Return the line as JSON with its line break. Names that are not UTF-8 are escaped, and exact in `…_b64`."""
+    return orjson.dumps(as_fields(line), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def as_fields(line: Line) -> dict[str, Any]:
+    """Return what `encode` writes. A line without a time (a row of a backfill) says nothing of it."""
     fields = {"schema": line.schema_, **{k: v for k, v in line if v is not None and k != "schema_"}}
+    if not line.ts:
+        del fields["ts"]
     for name in _NAMES:
-        exact = os.fsencode(fields.get(name, ""))
-        try:
-            exact.decode()
-        except UnicodeDecodeError:
-            fields[name] = exact.decode(errors="backslashreplace")
-            fields[f"{name}_b64"] = base64.b64encode(exact).decode()
+        put_name(fields, name)
     if line.error is not None:
         fields["error"] = os.fsencode(line.error).decode(errors="backslashreplace")
-    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    return fields
+
+
+def put_name(fields: dict[str, Any], name: str) -> None:
+    """Where the name of a file in `fields` is not UTF-8, escape it, and keep it exactly in `…_b64`."""
+    exact = os.fsencode(fields.get(name, ""))
+    try:
+        exact.decode()
+    except UnicodeDecodeError:
+        fields[name] = exact.decode(errors="backslashreplace")
+        fields[f"{name}_b64"] = base64.b64encode(exact).decode()
+
+
+def take_name(fields: dict[str, Any], name: str) -> None:
+    """Undo `put_name`. Raises ValueError or TypeError for what it never wrote."""
+    if (exact := fields.pop(f"{name}_b64", None)) is not None:
+        fields[name] = os.fsdecode(base64.b64decode(exact, validate=True))
 
 
 def parse(raw: bytes) -> Line | None:
@@ -94,8 +114,7 @@ def parse(raw: bytes) -> Line | None:
         fields = orjson.loads(raw)
         fields["schema_"] = fields.pop("schema")
         for name in _NAMES:
-            if (exact := fields.pop(f"{name}_b64", None)) is not None:
-                fields[name] = os.fsdecode(base64.b64decode(exact, validate=True))
+            take_name(fields, name)
         return Line(**fields) if fields["schema_"] == SCHEMA else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -104,75 +123,3 @@ def parse(raw: bytes) -> Line | None:
 def utc_now() -> str:
     """Return the wall clock's time as the journal writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Counts of everything that one owner ever journalled, and what went wrong last."""
-
-    sorted: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    events: Counter[str] = field(default_factory=Counter)
-    last: str | None = None
-    last_error: dict[str, str] | None = None
-    model: int | None = None  # the bundle that was started last
-    rescued: int = 0  # files that no event told of: the rescan found them
-    blocked: dict[str, str] = field(default_factory=dict)  # what waits now because the daemon may not have it: a few
-
-    def plus(self, lines: Iterable[Line]) -> "Totals":
-        """Return the totals with these lines counted in."""
-        by_label, rejected, events = Counter(self.sorted), Counter(self.rejected), Counter(self.events)
-        last, last_error, model = self.last, self.last_error, self.model
-        for line in lines:
-            events[line.event] += 1
-            if line.event == "sorted":
-                by_label[line.label or ""] += 1
-            elif line.event == "rejected":
-                rejected[line.error_code or ""] += 1
-            if line.event in DECISIONS:
-                last = line.ts
-            elif line.event == "started":
-                model = line.model
-            if line.error:
-                last_error = {"ts": line.ts, "file": line.file or "", "error": line.error}
-        return Totals(by_label, rejected, events, last, last_error, model, self.rescued, self.blocked)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what a `totals` line carries."""
-        counts = {"sorted": dict(self.sorted), "rejected": dict(self.rejected), "events": dict(self.events)}
-        return {
-            **counts,
-            "last": self.last,
-            "last_error": self.last_error and {k: _utf8(v) for k, v in self.last_error.items()},
-            "model": self.model,
-            "rescued": self.rescued,
-            "blocked": {_utf8(file): reason for file, reason in self.blocked.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, totals: dict[str, Any]) -> Self:
-        """Return what `as_dict` was given."""
-        by_label, rejected, events = (Counter[str](totals.get(name, {})) for name in ("sorted", "rejected", "events"))
-        last, last_error, model = totals.get("last"), totals.get("last_error"), totals.get("model")
-        return cls(
-            by_label, rejected, events, last, last_error, model, totals.get("rescued", 0), totals.get("blocked", {})
-        )
-
-    def __add__(self, other: "Totals") -> "Totals":
-        newest = max(self, other, key=lambda t: (t.last_error or {}).get("ts", ""))
-        last = max(filter(None, (self.last, other.last)), default=None)
-        return Totals(
-            self.sorted + other.sorted,
-            self.rejected + other.rejected,
-            self.events + other.events,
-            last,
-            newest.last_error,
-            self.model if other.model is None else other.model,
-            self.rescued + other.rescued,
-            {**self.blocked, **other.blocked},
-        )
-
-
-def _utf8(text: str) -> str:
-    """Return a name for people: what is not UTF-8 is escaped (orjson refuses it)."""
-    return os.fsencode(text).decode(errors="backslashreplace")

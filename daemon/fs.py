@@ -83,7 +83,10 @@ def _open_child(fd: int, name: str, make_mode: int | None) -> int:
 
 
 def make_folder(fd: int, name: str, mode: int) -> None:
-    """Make a directory below directory fd `fd`, whatever the umask, and make its entry durable."""
+    """Make a directory below directory fd `fd`, whatever the umask, and make its entry durable.
+
+    Not a private one's: whoever fills it has to sync the whole file system anyway, before anything depends on it.
+    """
     try:
         os.mkdir(name, mode & 0o777, dir_fd=fd)
     except FileExistsError:
@@ -91,9 +94,12 @@ def make_folder(fd: int, name: str, mode: int) -> None:
     child = os.open(name, DIRECTORY, dir_fd=fd)
     try:
         os.fchmod(child, mode)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: its mode cannot be set", name) from None
     finally:
         os.close(child)
-    os.fsync(fd)
+    if mode != PRIVATE_MODE:
+        os.fsync(fd)
 
 
 class Folders:
@@ -174,14 +180,23 @@ def _raise(error: OSError) -> NoReturn:
 
 def remove_empty(root: int, folder: str) -> None:
     """Remove the directory tree `folder` in directory fd `root`, if it is there, as far as it is empty."""
-    if not exists(root, folder):
+    if not exists(root, folder) or _is_removed(root, folder):
         return
     for top, _, _, _ in os.fwalk(folder, topdown=False, dir_fd=root):
-        try:
-            os.rmdir(top, dir_fd=root)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+        _is_removed(root, top)
+
+
+def _is_removed(root: int, folder: str) -> bool:
+    """Remove a directory if it is empty; tell whether it is gone."""
+    try:
+        os.rmdir(folder, dir_fd=root)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def kind(mode: int) -> str:

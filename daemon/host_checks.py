@@ -15,10 +15,10 @@ from pathlib import Path
 from daemon import fs
 from daemon.events import parse
 from daemon.finding import Finding, fail, graded, ok, warn
-from daemon.journal import TAIL_BYTES, is_locked, owners, read, segments
+from daemon.journal import TAIL_BYTES, is_open, owners, read, segments
 from daemon.logs import printable
+from daemon.mounts import mount_of
 from daemon.tray import INBOX
-from daemon.watcher import file_system, needs_polling
 from trainer import bundle, quiet
 from trainer.bundle import BundleError
 from trainer.settings import Settings
@@ -46,16 +46,19 @@ def check_space(settings: Settings) -> Iterator[Finding]:
 
 
 def check_file_system(settings: Settings) -> Iterator[Finding]:
-    """Yield how the inbox is watched, and whether renames can be trusted. Raises OSError."""
+    """Yield how the inbox is watched, and whether renames and locks can be trusted. Raises OSError."""
     root = _nearest(settings.tray.root)
-    kind, poll = file_system(str(root)), settings.tray.poll
-    if poll == "always" or (poll == "auto" and needs_polling(str(root))):
-        yield ok("watching", f"{kind}: the inbox is looked through every second (tray.poll = {poll!r})")
+    mount, poll = mount_of(str(root)), settings.tray.poll
+    if poll == "always" or (poll == "auto" and mount.is_shared):
+        yield ok("watching", f"{mount.kind}: the inbox is looked through every second (tray.poll = {poll!r})")
     else:
-        if needs_polling(str(root)):
-            yield warn("watching", f"{kind} does not tell of what other hosts do: set tray.poll to 'auto'")
-        yield from _check_inotify(settings, kind)
-    yield _check_rename(settings, root, kind)
+        if mount.is_shared:
+            yield warn("watching", f"{mount.kind} does not tell of what other hosts do: set tray.poll to 'auto'")
+        yield from _check_inotify(settings, mount.kind)
+    yield _check_rename(settings, root, mount.kind)
+    if mount.is_shared and not mount.locks_hold:
+        text = f"{mount.kind} as it is mounted here: locks hold on one machine only"
+        yield warn("locks", f"{text}: what a daemon on another machine left waits for that machine (docs/scaling.md)")
 
 
 def _check_inotify(settings: Settings, kind: str) -> Iterator[Finding]:
@@ -119,7 +122,7 @@ def check_journal(settings: Settings) -> Iterator[Finding]:
         yield ok("journal", f"{printable(root)} is not there yet: the first start makes it")
     for owner in owners(root):
         newest = segments(root, owner)[-1][1]
-        state = "a daemon writes it" if is_locked(newest) else "nobody writes it now"
+        state = "a daemon writes it" if is_open(root, owner) else "nobody writes it now"
         with newest.open("rb") as file:
             bad = sum(raw.endswith(b"\n") and parse(raw) is None for raw in file)
         text = f"{printable(newest)}: {state}{f', {bad:,} lines cannot be read' if bad else ''}"

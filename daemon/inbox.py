@@ -6,7 +6,9 @@ every rescan.
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
+from typing import Any
 
 from daemon import fs
 from daemon.intake import Intake, Sighting
@@ -16,6 +18,7 @@ from daemon.watcher import Scanner
 
 PIECE = 4096  # sightings per iteration: a million waiting files must not keep the first batch waiting
 EMPTY_SECONDS = 3600.0
+PAUSE = 10  # times what the last pass took: so long, at least, until the next one while batches wait anyway
 MAX_BLOCKED = 100_000
 
 
@@ -37,6 +40,13 @@ class Inbox:
         self._empty_since: dict[str, float] = {}
         self._dirty = self._by_event = True  # what is there at the start has no event
         self._is_rescue, self._rescued = False, 0
+        self._pass_took = self._next_pass = 0.0
+
+    def follow(self, scanner: Scanner, retry_seconds: float, **pace: Any) -> None:
+        """Follow other settings from now on, `pace` those of the intake; the inbox is looked through again."""
+        self._scanner, self._retry = scanner, retry_seconds
+        self._intake.follow(**pace)
+        self.wake(by_event=False)
 
     def wake(self, *, by_event: bool = True) -> None:
         """Look through the whole inbox again: something happened there, or it is time to."""
@@ -65,30 +75,40 @@ class Inbox:
 
     def next_look(self, now: float) -> float | None:
         """Return when (monotonic seconds) there is something to do, None where only an event can tell."""
-        if (self._dirty or self._scanner.in_pass) and self._intake.room:
+        if self._may_scan(now, wished=self._dirty):
             return now
         return self._intake.next_look()
 
+    def _may_scan(self, now: float, *, wished: bool) -> bool:
+        """Tell whether to go on with a pass, or to begin one.
+
+        Each move of ours is an event that asks for another pass: through ten thousand files that wait, for the sake of
+        each batch. It can wait while there is enough to do; not for ever, since what is new has to settle.
+        """
+        may_begin = wished and (now >= self._next_pass or not self._intake.is_full)
+        return self._intake.room > 0 and (self._scanner.in_pass or may_begin)
+
     def look(self, now: float, *, again: bool = False) -> None:
         """Look again at what is not settled, and at a piece of the inbox where that is due, or wished (`again`)."""
-        for file in self._intake.unsettled(now, at_once=self._dirty):
-            sighting = self._scanner.look(self._tray, file)
+        for file, sighting in self._scanner.look(self._tray, self._intake.unsettled(now, at_once=self._dirty)):
             if sighting is None:
                 self._intake.forget(file)
             else:
                 self._intake.see(sighting, now)
-        if (again or self._dirty or self._scanner.in_pass) and self._intake.room:
+        if self._may_scan(now, wished=again or self._dirty):
             self._scan(now)
 
     def _scan(self, now: float) -> None:
         if not self._scanner.in_pass:
             self._is_rescue = self._dirty and not self._by_event
             self._dirty = self._by_event = False
+            self._pass_took = 0.0
 
         def is_known(file: str) -> bool:
             blocked = self._files.get(file)
             return file in self._intake or (blocked is not None and now < blocked.retry_at)
 
+        begun = time.monotonic()
         try:
             for sighting in self._scanner.scan(self._tray, min(PIECE, self._intake.room), is_known):
                 self._intake.see(sighting, now)
@@ -96,20 +116,24 @@ class Inbox:
         except OSError:
             self._dirty = True  # what the pass did not reach is looked for again
             raise
+        finally:
+            self._pass_took += time.monotonic() - begun
         if not self._scanner.in_pass:
             self._end_of_pass(now)
 
     def _end_of_pass(self, now: float) -> None:
         """Forget old grievances, and remove folders that have been empty for an hour."""
+        self._next_pass = now + PAUSE * self._pass_took
         self._files = {f: b for f, b in self._files.items() if now < b.retry_at}
         self._empty_since = {f: self._empty_since.get(f, now) for f in self._scanner.empty}
         for folder, since in self._empty_since.items():
             if now - since >= EMPTY_SECONDS:
                 remove_folder(self._tray, folder)
 
-    def claim(self, now: float, segment: int) -> Claim | None:
-        """Claim the batch that is due; None where none is."""
-        ready = [s.file for s in self._intake.batch(now) if s.kind != "file" or self._is_ready(s, now)]
+    def claim(self, now: float, segment: int, *, at_once: bool = False) -> Claim | None:
+        """Claim the batch that is due, or (`at_once`) whatever is settled; None where nothing is."""
+        looked_at = self._spool.readiness(self._intake.batch(now, at_once=at_once))
+        ready = [seen.file for seen, reason in looked_at if self._is_ready(seen, reason, now)]
         if not ready:
             return None
         queued = {file: round((now - (self._intake.forget(file) or now)) * 1000, 1) for file in ready}
@@ -121,8 +145,7 @@ class Inbox:
             self._dirty = was_dirty  # else what was not claimed is looked for again
         return claim
 
-    def _is_ready(self, sighting: Sighting, now: float) -> bool:
-        reason = self._spool.readiness(sighting)
+    def _is_ready(self, sighting: Sighting, reason: str | None, now: float) -> bool:
         if reason == "changing":
             self._intake.defer(sighting.file, now)
         elif reason is not None:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from daemon import fs
 from trainer.images import ImageError, Picture
 
 if TYPE_CHECKING:
-    from trainer.views import Eye  # LiteRT: not for those who only look at files
+    from trainer.views import Judged  # LiteRT: not for those who only look at files
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class Report:
     decode_ms: float | None = None
     mtime_ns: int | None = None
     inode: int | None = None
+
+
+Facts = dict[str, Any]  # fields of a report that are known already
+Decode = Callable[[bytes, int], Picture]  # a file's bytes and the most pixels that it may have: trainer.views.Eye
+VANISHED = Report(code="vanished", error="it was removed while it was being sorted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +72,29 @@ class FileError(Exception):
         self.code = code
 
 
-def inspect(path: bytes, eye: "Eye", limits: Limits) -> tuple[Report, Picture | None]:
+def inspect(path: bytes, eye: Decode, limits: Limits) -> tuple[Report, Picture | None]:
     """Read one claimed file once; return its report and, where it is one, the picture as the model takes it."""
-    begun = time.perf_counter()
-    facts: dict[str, Any] = {}
+    begun, facts = time.perf_counter(), Facts()
     try:
-        data = _read(path, limits, facts)
-        picture = eye(data, limits.pixels)
+        return examine(lambda: read(path, limits, facts), eye, limits, facts)
+    except FileNotFoundError:
+        return VANISHED, None
+    except OSError as error:
+        return unreadable(error, facts, _ms(begun)), None
+
+
+def examine(reading: Callable[[], bytes], eye: Decode, limits: Limits, facts: Facts) -> tuple[Report, Picture | None]:
+    """Decode what `reading` gives, from wherever; `facts` are those that it notes. Raises OSError as it does."""
+    begun = time.perf_counter()
+    try:
+        picture = eye(reading(), limits.pixels)
     except (FileError, ImageError) as error:
         return Report(code=error.code, error=str(error), decode_ms=_ms(begun), **facts), None
-    except FileNotFoundError:
-        return Report(code="vanished", error="it was removed from .work while it was being sorted"), None
-    except OSError as error:
-        text = f"cannot be read: {error.strerror}"
-        return Report(code="unreadable", error=text, decode_ms=_ms(begun), **facts), None
     facts.update(width=picture.width, height=picture.height, format=picture.format)
     return Report(decode_ms=_ms(begun), **facts), picture
 
 
-def _read(path: bytes, limits: Limits, facts: dict[str, Any]) -> bytes:
+def read(path: bytes, limits: Limits, facts: Facts) -> bytes:
     """Return the bytes of a regular file, and note its identity and hash in `facts`; nothing else is ever opened."""
     kind = fs.kind(os.lstat(path).st_mode)
     if kind != "file":
@@ -93,19 +102,49 @@ def _read(path: bytes, limits: Limits, facts: dict[str, Any]) -> bytes:
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         st = os.fstat(file.fileno())
         facts.update(bytes=st.st_size, mtime_ns=st.st_mtime_ns, inode=st.st_ino)
-        if st.st_size > limits.file_bytes:  # not even hashed: that could take hours
-            limit = f"tray.max_file_bytes is {limits.file_bytes:,}"
-            raise FileError("too_large", f"{st.st_size:,} bytes are too many: {limit}")
-        data = file.read(st.st_size + 1)  # a byte more shows that it grows; not the limit: Python allocates it all
-        facts.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-        return data
+        check_size(st.st_size, limits)
+        # A byte more shows that it grows; not the limit: Python allocates it all.
+        return noted(file.read(st.st_size + 1), facts)
+
+
+def check_size(size: int, limits: Limits) -> None:
+    """Raise FileError for a file that is too large: it is not even hashed, which could take hours."""
+    if size > limits.file_bytes:
+        limit = f"tray.max_file_bytes is {limits.file_bytes:,}"
+        raise FileError("too_large", f"{size:,} bytes are too many: {limit}")
+
+
+def noted(data: bytes, facts: Facts) -> bytes:
+    """Note the hash and the number of the bytes that are decoded."""
+    facts.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    return data
+
+
+def unreadable(error: OSError, facts: Facts, decode_ms: float | None = None) -> Report:
+    """Return the report of a file that the system refuses to read."""
+    return Report(code="unreadable", error=f"cannot be read: {error.strerror}", decode_ms=decode_ms, **facts)
+
+
+def decoder_failed(error: Exception) -> FileError:
+    """Say that a decoder has a defect: the file's problem, nobody else's."""
+    return FileError("corrupt", f"the decoder failed: {type(error).__name__}: {error!a}")
+
+
+def judged(report: Report, answer: "Judged", infer_ms: float | None = None) -> Outcome:
+    """Return the outcome for a picture that was decoded, and judged."""
+    views = {name: _floats(scores) for name, scores in answer.views.items()}
+    return Outcome(report, _floats(answer.scores), infer_ms, views, answer.boxes, answer.is_face)
+
+
+def _floats(scores: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(float(score) for score in scores)
 
 
 def fingerprint(path: bytes, limits: Limits, error: FileError) -> Report:
     """Return the report of a file that must not be decoded (again), with its hash."""
-    facts: dict[str, Any] = {}
+    facts = Facts()
     with contextlib.suppress(FileError, OSError):  # what could be found out is in `facts`
-        _read(path, limits, facts)
+        read(path, limits, facts)
     return Report(code=error.code, error=str(error), **facts)
 
 

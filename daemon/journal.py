@@ -4,21 +4,21 @@ Invariant: `append` returns only when its lines are durable; when it raises, the
 same ids (readers fold by id). Nothing is ever written behind a torn line or through a descriptor whose fsync failed.
 """
 
+import contextlib
 import dataclasses
 import errno
-import fcntl
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from daemon.events import DECISIONS, Line, Totals, encode, parse, utc_now
+from daemon import journal_lock
+from daemon.events import DECISIONS, Line, encode, parse, utc_now
+from daemon.totals import Totals
 
 MOVES = (*DECISIONS, "restored", "redirected")  # each names the place that a file is to be moved to
 TOTALS_EVERY = 128  # lines; so the newest counts are always near the end, where `status` looks
 TAIL_BYTES = 262_144
-LOCK_SECONDS = 1.0  # `moodbox status` holds a lock for an instant, to see whether somebody else does
 SEGMENT = re.compile(r"(?P<owner>.+)-(?P<number>[1-9][0-9]*)\.jsonl")
 
 
@@ -87,27 +87,35 @@ def tail_totals(root: Path, owner: str) -> Totals:
     return Totals().plus(later)
 
 
-def is_locked(path: Path) -> bool:
-    """Tell whether a daemon holds this journal file open."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+def is_open(root: Path, owner: str) -> bool:
+    """Tell whether a daemon has this owner's journal open: also one that waits for room on its disk.
+
+    Who may not look at the lock sees whether its newest file is held, which others can feign.
+    """
+    found = segments(root, owner)
+    for path in (journal_lock.path_of(root, owner), *(path for _, path in found[-1:])):
+        with contextlib.suppress(OSError):
+            return journal_lock.is_held(path)
     return False
 
 
 class Journal:
-    """The journal of one owner, open for appending and locked for as long as it is open."""
+    """The journal of one owner, open for appending and locked for as long as it is open.
+
+    The lock is a file of its own that nobody else may open: whoever may read the journal could hold a lock on it.
+    """
 
     def __init__(self, root: Path, owner: str, segment_bytes: int) -> None:
         """Open the newest segment, mend a torn tail, and make what can be read durable. Raises OSError."""
-        self._root, self._owner, self._limit = root, owner, segment_bytes
+        self._root, self._owner, self.segment_bytes = root, owner, segment_bytes
         self._since_totals = 0
         root.mkdir(parents=True, exist_ok=True)
-        self.segment = (segments(root, owner) or [(1, root)])[-1][0]
-        self.totals = tail_totals(root, owner)
-        self._file: _Segment | None = _Segment(self._path)  # last: it holds a lock
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(journal_lock.held(root, owner))
+            self.segment = (segments(root, owner) or [(1, root)])[-1][0]
+            self.totals = tail_totals(root, owner)
+            self._file: _Segment | None = _Segment(self._path)
+            self._lock = opened.pop_all()
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write the lines and make them durable, all in one segment. Raises OSError; then none of them counts."""
@@ -120,7 +128,7 @@ class Journal:
         try:
             file.append(b"".join(map(encode, stamped)))
         except OSError:
-            self.close()  # the next append begins a new segment
+            self._close_segment()  # the next append begins a new one
             raise
         self.totals, self._since_totals = totals, since
 
@@ -135,7 +143,11 @@ class Journal:
         self.append([])
 
     def close(self) -> None:
-        """Close the file, which frees its lock."""
+        """Close the files, which frees the lock."""
+        self._close_segment()
+        self._lock.close()
+
+    def _close_segment(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -145,8 +157,8 @@ class Journal:
         return self._root / f"{self._owner}-{self.segment}.jsonl"
 
     def _writable(self) -> "_Segment":
-        if self._file is None or self._file.size >= self._limit or not self._file.is_intact(self._path):
-            self.close()
+        if self._file is None or self._file.size >= self.segment_bytes or not self._file.is_intact(self._path):
+            self._close_segment()
             if self._path.exists() and self._path.stat().st_size > 0:
                 self.segment += 1
             self._file = _Segment(self._path)
@@ -160,7 +172,7 @@ class _Segment:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o640)
         try:
-            _lock(self._fd, path)
+            journal_lock.show(self._fd)
             self.size = _mend_tail(self._fd)
             os.fsync(self._fd)  # a line that can be read may not be durable yet
             _sync_folder(path.parent)
@@ -198,18 +210,6 @@ class _Segment:
             os.ftruncate(self._fd, self.size)
         except OSError:  # whoever opens it next mends the tail, and readers pass over what is torn
             return
-
-
-def _lock(fd: int, path: Path) -> None:
-    give_up = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= give_up:
-                text = "another daemon writes this journal: give this one a name ([daemon] name) or another log"
-                raise BlockingIOError(error.errno, text, str(path)) from None
-        time.sleep(0.005)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -4,18 +4,24 @@ Invariant: whoever sees an owner's directory under its visible name and gets its
 lock is taken before the name becomes visible, and the kernel frees it whenever the process ends, however it ends.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daemon import fs
+from daemon import fs, mounts
+from daemon.journal_folder import JournalFolder, this_host
 
 LOCK = "lock"
 HIDDEN = ".new-"
+ELSEWHERE = (
+    "may run on {}, and on this mount a lock holds on one machine only: start it there, or, where that is gone for "
+    "good, move the photos in .work/{} to the inbox"
+)
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -23,14 +29,23 @@ class OwnerError(Exception):
     """No owner's directory can be had; the message says why."""
 
 
+class ElsewhereError(OSError):
+    """An owner of another machine, whose lock would not be seen here: it may still be alive."""
+
+
 @dataclass(frozen=True)
 class Owner:
-    """An owner's directory, open and locked by this process; `journal` is the folder where its lines are."""
+    """An owner's directory, open and locked by this process; `journal` is where its lines are."""
 
     name: str
     folder: int
     lock: int
-    journal: Path
+    journal: JournalFolder
+
+    def show_life(self) -> None:
+        """Touch the lock, where `moodbox status` looks; a disk that refuses is waited out, and told of, elsewhere."""
+        with contextlib.suppress(OSError):
+            os.utime(self.lock)
 
     def release(self) -> None:
         """Give the lock back; the directory stays."""
@@ -38,16 +53,19 @@ class Owner:
         os.close(self.lock)
 
 
-def acquire(work: int, wanted: str, journal: Path) -> Owner:
+def acquire(work: int, wanted: str, journal: JournalFolder) -> Owner:
     """Become `wanted` (or `wanted-2`, … where others of that name run) in directory fd `work`. Raises OSError."""
     _sweep(work)
     for number in range(1, 1000):
         name = wanted if number == 1 else f"{wanted}-{number}"
-        owner = take(work, name) or _make(work, name, journal)
+        try:
+            owner = take(work, name) or _make(work, name, journal)
+        except ElsewhereError:
+            continue
         if owner is None:
             continue
-        if owner.journal == journal:
-            return owner
+        if owner.journal.is_same(journal):
+            return _told_anew(owner, journal)
         owner.release()  # a daemon with another journal left it: its recovery needs that journal, so it keeps its name
     raise OwnerError(f"a thousand daemons named {wanted} hold .work already: give this one a name of its own")
 
@@ -55,7 +73,8 @@ def acquire(work: int, wanted: str, journal: Path) -> Owner:
 def take(work: int, name: str) -> Owner | None:
     """Lock an owner's directory that exists; None where its daemon lives, or it is gone, no owner's or another user's.
 
-    What a daemon of another user left (root's `moodbox once`, say) only that user's next one can take.
+    What a daemon of another user left (root's `moodbox once`, say) only that user's next one can take. Raises
+    ElsewhereError for an owner of another machine where locks hold on one machine only.
     """
     try:
         folder = os.open(name, fs.DIRECTORY, dir_fd=work)
@@ -71,13 +90,32 @@ def take(work: int, name: str) -> Owner | None:
         if lock is not None:
             os.close(lock)
         return None
-    journal = Path(os.fsdecode(os.pread(lock, 65_536, 0).partition(b"\0")[0]))
-    return Owner(name, folder, lock, journal)
+    owner = Owner(name, folder, lock, _journal(lock))
+    if owner.journal.host not in ("", this_host()) and not mounts.mount_of_fd(folder).locks_hold:
+        owner.release()
+        raise ElsewhereError(errno.EBUSY, f"{name} {ELSEWHERE.format(owner.journal.host, name)}")
+    return owner
 
 
 def others(work: int, own: str) -> Iterator[str]:
     """Yield the names of all owners in directory fd `work` but `own`."""
     yield from (n for n in sorted(os.listdir(work)) if n != own and not n.startswith("."))
+
+
+def journals(work: int) -> Iterator[tuple[str, JournalFolder]]:
+    """Yield the name of each owner in directory fd `work`, and the folder where its journal is."""
+    for name in others(work, ""):
+        with contextlib.suppress(OSError):  # it ends just now, or is no owner's
+            lock = os.open(f"{name}/{LOCK}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
+            try:
+                yield name, _journal(lock)
+            finally:
+                os.close(lock)
+
+
+def _journal(lock: int) -> JournalFolder:
+    path, ident, host, *_ = (*os.pread(lock, 65_536, 0).split(b"\0"), b"", b"")
+    return JournalFolder(Path(os.fsdecode(path)), ident.decode(errors="replace"), host.decode(errors="replace"))
 
 
 def remove(work: int, owner: Owner) -> None:
@@ -94,12 +132,13 @@ def remove(work: int, owner: Owner) -> None:
 def _sweep(work: int) -> None:
     """Remove what a daemon that died while it made its directory left under a hidden name."""
     for name in (n for n in os.listdir(work) if n.startswith(HIDDEN)):
-        if (left := take(work, name)) is not None:
-            remove(work, left)
-            left.release()
+        with contextlib.suppress(ElsewhereError):
+            if (left := take(work, name)) is not None:
+                remove(work, left)
+                left.release()
 
 
-def _make(work: int, name: str, journal: Path) -> Owner | None:
+def _make(work: int, name: str, journal: JournalFolder) -> Owner | None:
     """Make the directory under a hidden name, lock it, and only then show it; None where the name is taken."""
     hidden = HIDDEN + secrets.token_hex(8)
     os.mkdir(hidden, fs.PRIVATE_MODE, dir_fd=work)
@@ -107,7 +146,7 @@ def _make(work: int, name: str, journal: Path) -> Owner | None:
     lock = _lock(folder, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     assert lock is not None  # noqa: S101  # nobody else knows the name
     try:
-        os.write(lock, os.fsencode(journal) + b"\0")
+        os.write(lock, _encoded(journal))
         os.fsync(lock)
         os.fsync(folder)
         # It replaces at most an empty directory: an owner's has a lock in it.
@@ -143,3 +182,17 @@ def _is_current(work: int, name: str, folder: int) -> bool:
         return os.path.samestat(os.fstat(folder), os.stat(name, dir_fd=work, follow_symlinks=False))
     except FileNotFoundError:
         return False
+
+
+def _encoded(journal: JournalFolder) -> bytes:
+    return b"\0".join((os.fsencode(journal.path), journal.ident.encode(), journal.host.encode(), b""))
+
+
+def _told_anew(owner: Owner, journal: JournalFolder) -> Owner:
+    """Have a lock that was taken over say whose it is now: it may be an earlier version's, or another machine's."""
+    if owner.journal != journal:
+        told = _encoded(journal)
+        os.pwrite(owner.lock, told, 0)
+        os.ftruncate(owner.lock, len(told))
+        os.fsync(owner.lock)
+    return replace(owner, journal=journal)

@@ -1,18 +1,18 @@
 """The pipeline: one long-lived tf.data dataset, fed by a queue, from claimed paths to scores.
 
 Invariant: every path that is submitted gets exactly one outcome, whatever its file holds; a file that cannot be decoded
-is an outcome with an error and never costs its neighbours. Nothing is batched inside the graph: `batch()` would hold
-small batches back until they are full.
+is an outcome with an error and never costs its neighbours. What was submitted while a model served is decoded and
+judged by that model, also after a swap. Nothing is batched inside the graph: `batch()` would hold small batches back
+until they are full.
 """
 
-import json
 import math
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,21 @@ import orjson
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from daemon.inspection import FileError, Limits, Outcome, Report, fingerprint, inspect
+from daemon.inspection import Limits, Outcome, Report, decoder_failed, fingerprint, inspect, judged
 from trainer.images import Picture
 from trainer.views import Eye, Predictor
 
 JOIN_SECONDS = 5.0
 CHUNK = 8  # files decoded by one Python call: large enough to hide its cost, small enough to spread over the cores
+
+
+@dataclass
+class _Model:
+    """A model that serves, or did when `chunks` were submitted that are not answered yet."""
+
+    eye: Eye
+    predictors: Sequence[Predictor]  # one for each thread
+    chunks: int = 0
 
 
 class Pipeline:
@@ -43,21 +52,41 @@ class Pipeline:
         threads: int,
         limits: Limits,
     ) -> None:
-        self._eye, self._threads, self._limits, self._deliver = eye, threads, limits, deliver
+        self._threads, self._deliver = threads, deliver
+        self.limits = limits  # may be replaced at any time: each file is held to those of the moment
         self._queue: queue.SimpleQueue[tuple[bytes, list[bytes]] | None] = queue.SimpleQueue()
         self._busy: dict[int, tuple[float, bytes]] = {}
+        self._decoded: dict[bytes, list[tuple[Report, Picture | None]]] = {}  # by chunk, until it is judged
         self.failure: str | None = None
         self._iterator = iter(self._dataset())
-        predictors = [make_predictor() for _ in range(threads)]
-        self._workers = [threading.Thread(target=self._work, args=(p,), daemon=True) for p in predictors]
+        self._lock = threading.Lock()
+        self._current = 0
+        self._models = {0: _Model(eye, [make_predictor() for _ in range(threads)])}  # by the order in which they came
+        self._workers = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(threads)]
         for worker in self._workers:
             worker.start()
 
     def submit(self, key: str, paths: Sequence[bytes]) -> None:
         """Queue a batch, cut into chunks so that every core gets a share."""
         chunk = max(1, min(CHUNK, math.ceil(len(paths) / self._threads)))
-        for start in range(0, len(paths), chunk):
-            self._queue.put((orjson.dumps([key, start]), list(paths[start : start + chunk])))
+        starts = range(0, len(paths), chunk)
+        with self._lock:
+            self._models[self._current].chunks += len(starts)
+        for start in starts:
+            self._queue.put((orjson.dumps([key, start, self._current]), list(paths[start : start + chunk])))
+
+    def swap(self, eye: Eye, predictors: Sequence[Predictor]) -> None:
+        """Use another model, with a predictor for each thread, for what is submitted from now on; waits for nothing.
+
+        Called by the thread that submits. The old model is let go when the last of its chunks is answered.
+        """
+        with self._lock:
+            self._current += 1
+            self._models[self._current] = _Model(eye, predictors)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._models = {n: model for n, model in self._models.items() if model.chunks or n == self._current}
 
     def slowest(self, now: float) -> tuple[float, bytes]:
         """Return how many seconds the longest running decode or prediction has taken, and its path."""
@@ -75,8 +104,7 @@ class Pipeline:
             yield from iter(self._queue.get, None)
 
         def decode(key: Any, paths: Any) -> tuple[Any, ...]:
-            kinds = (tf.uint8, tf.uint8, tf.string)
-            return key, paths, *tf.numpy_function(self._decode_chunk, [paths], kinds)
+            return key, paths, tf.numpy_function(self._decode_chunk, [key, paths], tf.uint8)
 
         signature = (tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.string))
         dataset = tf.data.Dataset.from_generator(feed, output_signature=signature)
@@ -84,47 +112,58 @@ class Pipeline:
         plain = tf.autograph.experimental.do_not_convert(decode)
         return dataset.map(plain, num_parallel_calls=self._threads, deterministic=False).prefetch(1)
 
-    def _decode_chunk(self, paths: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[Any]]:
-        """Decode a chunk. An exception in here would lose the chunk: everything is caught and returned as data.
+    def _decode_chunk(self, key: bytes, paths: NDArray[Any]) -> NDArray[np.uint8]:
+        """Decode a chunk to uint8 (n, S, S, 3). An exception in here would lose it: all is caught, and becomes data.
 
-        Pictures come as uint8 (n, S, S, 3); their details, of all sizes, one after the other in one buffer.
+        What is no tensor waits in `_decoded`: details of all sizes would have to be copied twice to pass the graph.
         """
-        pixels = np.zeros((len(paths), self._eye.size, self._eye.size, 3), np.uint8)
-        details, reports = [np.empty(0, np.uint8)], []
+        eye = self._models[orjson.loads(key)[2]].eye
+        pixels = np.zeros((len(paths), eye.size, eye.size, 3), np.uint8)
+        found: list[tuple[Report, Picture | None]] = []
         for index, path in enumerate(paths):
-            shape = None
-            with self._timed(path):
-                try:
-                    report, picture = inspect(path, self._eye, self._limits)
-                    if picture is not None:
-                        pixels[index] = picture.pixels
-                        if picture.detail is not None:
-                            shape = picture.detail.shape
-                            details.append(picture.detail.ravel())
-                except Exception as error:  # noqa: BLE001  # a defect of a decoder: this file's problem, nobody else's
-                    told = FileError("corrupt", f"the decoder failed: {type(error).__name__}: {error!a}")
-                    report = fingerprint(path, self._limits, told)
-            reports.append(json.dumps([asdict(report), shape]).encode())  # orjson refuses a time after 2262
-        return pixels, np.concatenate(details), np.array(reports, dtype=object)
+            report, picture = self._inspect(path, eye)
+            if picture is not None:
+                pixels[index] = picture.pixels
+            found.append((report, picture))
+        self._decoded[key] = found
+        return pixels
 
-    def _work(self, predict: Predictor) -> None:
+    def _inspect(self, path: bytes, eye: Eye) -> tuple[Report, Picture | None]:
+        with self._timed(path):
+            try:
+                return inspect(path, eye, self.limits)
+            except Exception as error:  # noqa: BLE001  # a defect of a decoder: this file's problem, nobody else's
+                return fingerprint(path, self.limits, decoder_failed(error)), None
+
+    def _work(self, thread: int) -> None:
         try:
             while (element := next(self._iterator, None)) is not None:
-                key, start = orjson.loads(element[0].numpy())
-                for offset, (path, picture, report) in enumerate(_pictures(element)):
-                    self._deliver(key, start + offset, self._predict(predict, path, picture, report))
+                self._judge(thread, element)
         except BaseException:  # noqa: BLE001  # a thread that dies silently would leave its files waiting for ever
             self.failure = traceback.format_exc()
             self._deliver("", 0, Outcome(Report()))  # wakes the service, which looks at `failure`
 
-    def _predict(self, predict: Predictor, path: bytes, picture: Picture, report: Report) -> Outcome:
-        if report.code is not None:
+    def _judge(self, thread: int, element: Sequence[Any]) -> None:
+        """Answer a chunk. No predictor outlives it in a variable of a thread that waits for the next."""
+        raw, paths, pixels = (part.numpy() for part in element)
+        key, start, number = orjson.loads(raw)
+        model = self._models[number]
+        for offset, (path, small, (report, picture)) in enumerate(
+            zip(paths, pixels, self._decoded.pop(raw), strict=True)
+        ):
+            whole = None if picture is None else replace(picture, pixels=small)
+            self._deliver(key, start + offset, self._predict(model.predictors[thread], path, whole, report))
+        with self._lock:
+            model.chunks -= 1
+            self._let_go()
+
+    def _predict(self, predict: Predictor, path: bytes, picture: Picture | None, report: Report) -> Outcome:
+        if picture is None:
             return Outcome(report)
         begun = time.perf_counter()
         with self._timed(path):
-            judged = predict(picture)
-        views = {name: _floats(scores) for name, scores in judged.views.items()}
-        return Outcome(report, _floats(judged.scores), _ms(begun), views, judged.boxes, judged.is_face)
+            answer = predict(picture)
+        return judged(report, answer, _ms(begun))
 
     def _timed(self, path: bytes) -> "_Timed":
         return _Timed(self._busy, path)
@@ -141,23 +180,6 @@ class _Timed:
 
     def __exit__(self, *_: object) -> None:
         self._busy.pop(threading.get_ident(), None)
-
-
-def _pictures(element: Sequence[Any]) -> Iterator[tuple[bytes, Picture, Report]]:
-    """Take a chunk apart again."""
-    _, paths, pixels, details, reports = (part.numpy() for part in element)
-    at = 0
-    for path, small, raw in zip(paths, pixels, reports, strict=True):
-        fields, shape = json.loads(raw)
-        report, detail = Report(**fields), None
-        if shape is not None:
-            detail = details[at : at + math.prod(shape)].reshape(shape)
-            at += detail.size
-        yield path, Picture(small, report.width or 0, report.height or 0, report.format or "", detail), report
-
-
-def _floats(scores: NDArray[np.float32]) -> tuple[float, ...]:
-    return tuple(float(score) for score in scores)
 
 
 def _ms(begun: float) -> float:

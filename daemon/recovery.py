@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from daemon import fs, owner
@@ -28,17 +29,23 @@ class Recovered:
     left_alone: dict[str, str] = field(default_factory=dict)
 
 
-def recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal) -> Recovered:
+def recover(
+    dead: Owner, spool: Spool, journal: Journal, own_journal: Journal, tick: Callable[[], object] = lambda: None
+) -> Recovered:
     """Clean up after `dead`, whose lock we hold: `journal` is its journal, `own_journal` that of the adopting daemon.
+
+    `tick` is called with each batch: whoever waits for the end hears that something happens.
 
     Raises OSError; all of it is still there for another owner then.
     """
     found = Recovered(0, [])
-    _recover(dead, spool, journal, own_journal, found)
+    _recover(dead, spool, journal, own_journal, found, tick)
     return found
 
 
-def recover_others(work: int, own: Owner, spool: Spool, journal: Journal, segment_bytes: int) -> Recovered:
+def recover_others(
+    work: int, own: Owner, spool: Spool, journal: Journal, segment_bytes: int, tick: Callable[[], object] = lambda: None
+) -> Recovered:
     """Recover every owner in directory fd `work` whose daemon is gone.
 
     One that cannot be cleaned up after (its journal is not there, say) is left alone until the next time, with the
@@ -48,28 +55,33 @@ def recover_others(work: int, own: Owner, spool: Spool, journal: Journal, segmen
     for name in owner.others(work, own.name):
         try:
             if (dead := owner.take(work, name)) is not None:
-                _recover_other(work, _at_home(dead, own), spool, journal, segment_bytes, found)
+                _recover_other(work, _at_home(dead, own), own, spool, journal, segment_bytes, found, tick)
         except OSError as error:
             found.left_alone[name] = error.strerror or str(error)
     return found
 
 
 def _recover_other(
-    work: int, dead: Owner, spool: Spool, own_journal: Journal, segment_bytes: int, found: Recovered
-) -> None:
+    work: int, dead: Owner, own: Owner, spool: Spool, own_journal: Journal, segment_bytes: int, found: Recovered,
+    tick: Callable[[], object],
+) -> None:  # fmt: skip
     try:
         if _batch_folders(dead.folder):
             with contextlib.closing(_journal_of(dead, segment_bytes)) as theirs:
-                _recover(dead, spool, theirs, own_journal, found)
-        owner.remove(work, dead)
+                _recover(dead, spool, theirs, own_journal, found, tick)
+        if not dead.journal.is_another(own.journal):  # that one tells `learn` that another journal knows of photos here
+            owner.remove(work, dead)
     finally:
         dead.release()
 
 
-def _recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal, found: Recovered) -> None:
+def _recover(
+    dead: Owner, spool: Spool, journal: Journal, own_journal: Journal, found: Recovered, tick: Callable[[], object]
+) -> None:
     folders = _batch_folders(dead.folder)
-    lines = lines_of(dead.journal, dead.name, [split_folder(f)[0] for f in folders])
+    lines = lines_of(dead.journal.path, dead.name, [split_folder(f)[0] for f in folders])
     for folder in folders:
+        tick()
         name, attempt = split_folder(folder)
         files = fs.files_below(dead.folder, folder)
         known = [lines[name, file] for file in files if (name, file) in lines]
@@ -87,16 +99,16 @@ def _recover(dead: Owner, spool: Spool, journal: Journal, own_journal: Journal, 
 
 
 def _at_home(dead: Owner, own: Owner) -> Owner:
-    """Where the whole installation was moved, the dead owner's journal moved along with our own."""
-    is_here = not dead.journal.is_dir() and segments(own.journal, dead.name)
-    return dataclasses.replace(dead, journal=own.journal) if is_here else dead
+    """Where the dead owner's journal is in the folder of our own, moved or not, say so."""
+    moved = not dead.journal.path.is_dir() and segments(own.journal.path, dead.name)
+    return dataclasses.replace(dead, journal=own.journal) if dead.journal.is_same(own.journal) or moved else dead
 
 
 def _journal_of(dead: Owner, segment_bytes: int) -> Journal:
-    if not dead.journal.is_dir():
-        text = f"the journal of {dead.name}, which left files in .work, is not in {dead.journal}: bring it back"
+    if not dead.journal.is_there:
+        text = f"the journal of {dead.name}, which left files in .work, is not in {dead.journal.path}: bring it back"
         raise OSError(errno.ENOENT, text)
-    return Journal(dead.journal, dead.name, segment_bytes)
+    return Journal(dead.journal.path, dead.name, segment_bytes)
 
 
 def _batch_folders(own: int) -> list[str]:

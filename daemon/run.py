@@ -4,22 +4,27 @@ Invariant: whatever ends the process, nothing is half done: what was in work is 
 next start.
 """
 
-# ruff: noqa: T201
-
+import contextlib
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import structlog
 
-from daemon import logs, tray
+from daemon import logs, systemd, tray
 from daemon.classifier import BundleError, Classifier
 from daemon.console import Console, Feed, Tally
 from daemon.inspection import Limits
 from daemon.journal import was_served
+from daemon.learner import Learner, command_of
 from daemon.owner import OwnerError
+from daemon.reload import Reloader
 from daemon.service import MakePipe, Pipe, PipelineError, Post, Service, StuckError
+from daemon.succession import Load, Successor
+from daemon.upkeep import Upkeep
 from trainer import quiet
 from trainer.settings import Loaded, Settings
 
@@ -27,42 +32,51 @@ BAD_INPUT, FAILED = 2, 1
 log = structlog.get_logger()
 
 
-def forever(loaded: Loaded) -> int:
-    """Sort what arrives until SIGTERM or SIGINT; return the exit status."""
+def forever(loaded: Loaded, load: Callable[[], Loaded]) -> int:
+    """Sort what arrives until SIGTERM or SIGINT; SIGHUP reloads the settings by `load`. Return the exit status."""
     logs.configure()
-    return _serve(loaded, Feed(loaded), is_once=False)
+    reloader = Reloader(loaded, load)
+    if not _has_terminal():
+        heed_reload(reloader)  # from now on: while the model loads, it would end the process
+    return _serve(loaded, Feed(loaded), reloader)
 
 
 def once(loaded: Loaded) -> int:
     """Sort what is in the inbox, with a progress bar; return the exit status."""
     logs.configure(quiet=True)
     with Tally(loaded) as tally:
-        return _serve(loaded, tally, is_once=True)
+        return _serve(loaded, tally, None)
 
 
-def _serve(loaded: Loaded, console: Console, *, is_once: bool) -> int:
-    settings = loaded.settings
+def _serve(loaded: Loaded, console: Console, reloader: Reloader | None) -> int:
+    settings, is_once = loaded.settings, reloader is None
     if settings.journal.root.is_relative_to(settings.tray.root):
-        return _failed("journal.root is inside tray.root: the log must not be in the tray", BAD_INPUT)
+        return logs.failed("journal.root is inside tray.root: the log must not be in the tray", BAD_INPUT)
     try:
         tray.create(settings.tray.root, was_used=lambda: was_served(settings.journal.root, settings.tray.root))
         console.starting()
-        with quiet.native_stderr():
+        with quiet.native_stderr(), systemd.loading("loading the model"):
             classifier = Classifier.load(settings.models.root)
-        service = Service(settings, classifier, _make_pipe(settings, classifier), console, once=is_once)
+        make_pipe, load = _make_pipe(settings, classifier), _make_load(settings)
+        learner = Learner(
+            command_of(sys.argv, sys.orig_argv), 0.0 if is_once else settings.daemon.learn_seconds, time.monotonic()
+        )
+        service = Service(
+            settings, classifier, make_pipe, console, once=is_once, load=load, upkeep=Upkeep(learner, reloader)
+        )
         _heed_signals(service)
-        return console.finished(service.run())
+        with contextlib.closing(learner):
+            return console.finished(service.run())
     except (tray.TrayError, OwnerError, BundleError) as error:
-        return _failed(str(error), BAD_INPUT)
+        return logs.failed(str(error), BAD_INPUT)
     except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{named}{error.strerror or error}", FAILED)
+        return logs.failed(logs.refusal(error), FAILED)
     except PipelineError as error:
         log.error("a thread of the pipeline died", exception=str(error))
         return FAILED
     except StuckError as error:
         if service.is_stopping:
-            return _failed(f"{error}: stopped; the next start takes the file alone", FAILED)
+            return logs.failed(f"{error}: stopped; the next start takes the file alone", FAILED)
         log.error("starting again: the file will be taken alone", error=str(error))
         _start_again()
 
@@ -81,18 +95,39 @@ def _make_pipe(settings: Settings, classifier: Classifier) -> MakePipe:
     return make
 
 
+def _make_load(settings: Settings) -> Load:
+    def load(number: int) -> Successor:
+        classifier = Classifier.load(settings.models.root, number)
+        return Successor(
+            classifier, classifier.eye, [classifier.make_predictor() for _ in range(settings.daemon.cores)]
+        )
+
+    return load
+
+
+def heed_reload(reloader: Reloader) -> None:
+    """Have SIGHUP reload the settings; safe at any time."""
+    signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
+
+
+def _has_terminal() -> bool:
+    """Tell whether a terminal's hang-up, which SIGHUP means then, must end this process."""
+    return any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
 def _heed_signals(service: Service) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    if service.upkeep.reloader is not None:
+        service.upkeep.reloader.wake = service.wake
+    stops = [signal.SIGTERM, signal.SIGINT]
+    if service.upkeep.reloader is None or _has_terminal():
+        stops += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []  # nohup
+    for number in stops:
         signal.signal(number, lambda *_: service.stop())
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # it comes when a writer breaks a lease, and would end the process
-
-
-def _failed(text: str, status: int) -> int:
-    print(f"moodbox: {logs.printable(text)}", file=sys.stderr)
-    return status
 
 
 def _start_again() -> NoReturn:
     """Replace this process, stuck threads and all, by a new one; recovery takes the files from there."""
     sys.stdout.flush()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is inherited: until the new one listens, it would be ended
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

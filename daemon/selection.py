@@ -68,6 +68,8 @@ def select(history: History, asked: Selection, root: Path, target: str) -> tuple
             continue
         if named:
             found.add(entry.place)
+        if entry.is_moved and not named:  # a person has put it where it is
+            continue
         if _is_meant(entry, asked) and entry.folder not in (INBOX, target):
             chosen.append(entry)
     return chosen, [file for file, candidates in named.items() if not candidates & found]

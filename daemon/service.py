@@ -9,44 +9,39 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
 
-from daemon import systemd, tray
-from daemon.events import Line, Totals
-from daemon.inspection import Outcome
+from daemon import pulse, systemd, tray
+from daemon.events import Line
+from daemon.inspection import Limits, Outcome
 from daemon.logs import printable
 from daemon.session import Session
+from daemon.succession import Load, Serving, Succession, Successor
+from daemon.totals import Totals
+from daemon.upkeep import State, Upkeep
 from daemon.workload import Submit
 from trainer.settings import Settings
+from trainer.views import Eye, Predictor
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
-HEARTBEAT = 1.0  # seconds; also how late a stop signal may be noticed
 STOP_SECONDS = 20.0
 log = structlog.get_logger()
-
-
-class Serving(Protocol):
-    """What the service needs of a classifier: see daemon.classifier."""
-
-    number: int
-    threshold: float | None
-    classes: tuple[str, ...]
-
-    def decide(self, scores: tuple[float, ...]) -> tuple[str, float]: ...
-    def describe(self) -> str: ...
 
 
 class Pipe(Protocol):
     """What the service needs of a pipeline: see daemon.pipeline."""
 
     failure: str | None
+    limits: Limits
 
     @property
     def submit(self) -> Submit: ...
+    def swap(self, eye: Eye, predictors: Sequence[Predictor]) -> None: ...
     def slowest(self, now: float) -> tuple[float, bytes]: ...
     def close(self) -> None: ...
 
@@ -72,13 +67,18 @@ class PipelineError(Exception):
 
 @dataclass
 class Service:
-    """Sorts until it is told to stop, or, with `once`, until the inbox is empty."""
+    """Sorts until it is told to stop, or, with `once`, until the inbox is empty.
+
+    Where it can `load` one, a new champion is taken while it runs.
+    """
 
     settings: Settings
     serving: Serving
     make_pipe: MakePipe
     audience: Audience
     once: bool = False
+    load: Load | None = None
+    upkeep: Upkeep = field(default_factory=Upkeep)
     _wake: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)  # its put() is safe in signal handlers
     _events: threading.Event = field(default_factory=threading.Event)
     _stopping_since: float | None = None
@@ -86,16 +86,21 @@ class Service:
     _retry_at: float = 0.0
     _fault: str | None = None
     _session: Session | None = None
+    _succession: Succession | None = None
 
     def stop(self) -> None:
         """Finish the batches in work and return from `run`; safe in a signal handler."""
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
-        self._wake.put(None)
+        self.wake()
 
     def event(self) -> None:
         """Something happened in the inbox; called by the watcher's thread."""
         self._events.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the loop look at what is due; safe in a signal handler."""
         self._wake.put(None)
 
     @property
@@ -113,17 +118,22 @@ class Service:
 
         Raises TrayError, OwnerError or OSError before the first READY only: later they are waited out.
         """
-        pipe = self.make_pipe(self._post)
+        with systemd.loading("loading TensorFlow"):
+            pipe = self.make_pipe(self._post)
         try:
-            session = self._session = self._open(pipe)
-            systemd.notify(READY=1, STATUS=self._status())
+            session = self._session = self._open(pipe, partial(systemd.more_time, "recovering what was in work"))
+            systemd.notify(READY=1, STATUS=self.upkeep.status(time.monotonic(), self._state))
+            self._await_successors()
             if self._stopping_since is None:
                 self.audience.ready(self.serving.describe(), session.inbox.waiting)
             while not self._is_done(time.monotonic()):
+                self._beside(time.monotonic(), pipe)
                 delay = self.one_iteration(time.monotonic(), pipe)
-                self._sleep(min(delay, HEARTBEAT))
+                self._sleep(min(delay, pulse.every(is_idle=self._is_idle)))
             systemd.notify(STOPPING=1)
         finally:
+            if self._succession is not None:
+                self._succession.stop()
             blocked = dict[str, str]()
             if self._session is not None:
                 blocked = {**self._session.inbox.blocked, **self._session.workload.held}
@@ -137,17 +147,40 @@ class Service:
         if now < self._retry_at:
             return self._retry_at - now
         try:
-            session = self._session = self._session or self._open(pipe)
+            session = self._session = self._session or self._open(pipe, self.upkeep.tick)
             if self._events.is_set():
                 self._events.clear()
                 session.inbox.wake()
-            for line in session.step(now, may_claim=self._stopping_since is None):
+            self._succeed(session, pipe)
+            self.upkeep.meter.delivered(lines := session.step(now, may_claim=not self.is_stopping), time.monotonic())
+            for line in lines:
                 self.audience.decided(line, session.waiting)
             self._recovered()
             return max(0.0, session.next_step(now) - now)
         except (OSError, tray.TrayError) as error:
             self._wait_out(error, now)
             return self._backoff
+
+    def _await_successors(self) -> None:
+        if self.load is not None:
+            self._succession = Succession(self.settings.models.root, self.load, self.serving, self.wake)
+            self._succession.start()
+
+    def _succeed(self, session: Session, pipe: Pipe) -> None:
+        """Let a new model serve what is claimed from now on, or tell why it does not. Raises OSError; repeatable."""
+        succession = self._succession
+        if succession is None or (news := succession.news) is None:
+            return
+        if isinstance(news, Successor):
+            session.succeed(news.serving)
+            pipe.swap(news.eye, news.predictors)
+            self.serving = news.serving
+            log.info("a new model serves", serving=news.serving.describe())
+        else:
+            session.refuse(news.model, news.error)
+            trace = {"exception": news.trace} if news.trace else {}
+            log.warning("a new model is refused: the old one goes on", model=news.model, error=news.error, **trace)
+        succession.took(news)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep until something happens, or the time is over."""
@@ -160,10 +193,11 @@ class Service:
         """Take an outcome from a thread of the pipeline to whichever session is open."""
         if session := self._session:
             session.workload.post(key, index, outcome)
-        self._wake.put(None)
+        self.wake()
 
-    def _open(self, pipe: Pipe) -> Session:
-        return Session.open(self.settings, self.serving, pipe.submit, self.event)
+    def _open(self, pipe: Pipe, tick: Callable[[], object]) -> Session:
+        self.upkeep.meter.forget()
+        return Session.open(self.settings, self.serving, pipe.submit, self.event, tick, self.upkeep.meter)
 
     def _check(self, pipe: Pipe, now: float) -> None:
         """See that all threads live and none is stuck; only then is systemd told so."""
@@ -174,7 +208,28 @@ class Service:
             raise StuckError(
                 f"{printable(path.decode(errors='backslashreplace'))} has been in work for {seconds:.0f} s"
             )
-        systemd.notify(WATCHDOG=1, STATUS=self._status())
+        self.upkeep.pulse(now, self._state, is_busy=seconds > 0)
+
+    @property
+    def _state(self) -> State:
+        successor = self._succession.status if self._succession else ""
+        return State(self.settings, self.serving, self._session, self._fault, successor)
+
+    def _beside(self, now: float, pipe: Pipe) -> None:
+        """Do what is not the photos' business and must not keep them waiting."""
+
+        def adopt(settings: Settings) -> None:
+            self.settings = settings
+            pipe.limits = Limits(settings.tray.max_file_bytes, settings.tray.max_pixels)
+            if self._session is not None:
+                self._session.reload(settings)
+
+        self.upkeep.reload(now, self._state, adopt)
+        self.upkeep.step(now, self._state, self._succession.hangs(now) if self._succession else "")
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._session is not None and self._fault is None and self._session.waiting == 0
 
     def _is_done(self, now: float) -> bool:
         session = self._session
@@ -184,6 +239,7 @@ class Service:
         return self.once and self._fault is None and session is not None and session.is_idle(now)
 
     def _wait_out(self, error: Exception, now: float) -> None:
+        self.upkeep.failed_at = time.time()
         text = printable(error.strerror or error if isinstance(error, OSError) and not error.filename else error)
         self._backoff = min(max(FIRST_BACKOFF, self._backoff * 2), LONGEST_BACKOFF)
         self._retry_at = now + self._backoff
@@ -198,10 +254,3 @@ class Service:
         if self._fault is not None:
             log.info("working again", after=self._fault)
         self._fault, self._backoff, self._retry_at = None, 0.0, 0.0
-
-    def _status(self) -> str:
-        if self._fault is not None:
-            return f"waiting: {self._fault}"
-        session = self._session
-        waiting = session.waiting if session else 0
-        return f"model {self.serving.number}; {waiting} in work; {sum(self.totals.sorted.values())} sorted so far"

@@ -9,20 +9,24 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from daemon import fs, owner, recovery, tray
-from daemon.delivery import Decider
+from daemon.delivery import Decider, Review
 from daemon.events import Line
 from daemon.inbox import Inbox
 from daemon.inspection import Limits
 from daemon.intake import Intake
 from daemon.journal import Journal
+from daemon.journal_folder import identified
 from daemon.logs import printable
+from daemon.meter import Meter
+from daemon.mounts import mount_of
 from daemon.owner import Owner
 from daemon.spool import Spool
-from daemon.watcher import Scanner, Watcher, needs_polling
+from daemon.watcher import Scanner, Watcher
 from daemon.workload import Rules, Submit, Workload
 from trainer.settings import Settings
 
@@ -46,6 +50,8 @@ class Session:
     inbox: Inbox
     workload: Workload
     on_event: Callable[[], None]
+    tick: Callable[[], object] = lambda: None
+    meter: Meter = field(default_factory=Meter)
     watcher: Watcher | None = None
     _rescan_at: float = 0.0
     _glow_until: float = 0.0
@@ -54,32 +60,48 @@ class Session:
     _told: set[str] = field(default_factory=set)
 
     @classmethod
-    def open(cls, settings: Settings, decider: Decider, submit: Submit, on_event: Callable[[], None]) -> "Session":
-        """Open the tray, recover what was left in it, and begin to watch. Raises TrayError or OSError."""
+    def open(
+        cls,
+        settings: Settings,
+        decider: Decider,
+        submit: Submit,
+        on_event: Callable[[], None],
+        tick: Callable[[], object] = lambda: None,
+        meter: Meter | None = None,
+    ) -> "Session":
+        """Open the tray, recover (a `tick` for each batch), begin to watch. Raises TrayError or OSError."""
         with contextlib.ExitStack() as undo:
             fd = tray.open_tray(settings.tray.root)
             undo.callback(os.close, fd)
             tray.check_folders(fd, decider.classes)
             work = fs.open_folder(fd, (tray.WORK,))
             undo.callback(os.close, work)
-            own = owner.acquire(work, settings.daemon.owner, settings.journal.root)
+            tray.require_own(work)
+            own = owner.acquire(work, settings.daemon.owner, identified(settings.journal.root))
             undo.callback(own.release)
             journal = Journal(settings.journal.root, own.name, settings.journal.segment_bytes)
             undo.callback(journal.close)
             spool = Spool(fd, own.folder)
             workload = Workload(spool, journal, own.folder, decider, submit, _rules(settings))
-            inbox = Inbox(fd, spool, Scanner(settings.tray.ignore), _intake(settings), settings.daemon.rescan_seconds)
-            session = cls(settings, fd, work, own, journal, spool, inbox, workload, on_event)
+            inbox = Inbox(
+                fd, spool, Scanner(settings.tray.ignore), Intake(**_pace(settings)), settings.daemon.rescan_seconds
+            )
+            session = cls(settings, fd, work, own, journal, spool, inbox, workload, on_event, tick, meter or Meter())
             undo.callback(session._unwatch)
             session._begin(decider.number)
             undo.pop_all()
         return session
 
     def _begin(self, model: int) -> None:
-        left = recovery.recover(self.own, self.spool, self.journal, self.journal)
+        self._tick()
+        left = recovery.recover(self.own, self.spool, self.journal, self.journal, self._tick)
         self._take_over(left)
         self.journal.append([Line(event="started", model=model, source=str(self.settings.tray.root))])
         self._rescan(time.monotonic())
+
+    def _tick(self) -> None:
+        self.own.show_life()
+        self.tick()
 
     def step(self, now: float, *, may_claim: bool) -> list[Line]:
         """Do what is due; returns the lines of what was delivered. Raises OSError and TrayError; can be repeated."""
@@ -98,6 +120,22 @@ class Session:
         if lines:
             self._glow_until = now + AFTERGLOW_SECONDS
         return lines
+
+    def succeed(self, decider: Decider) -> None:
+        """Have what is claimed from now on decided by another model; its line is durable first. Raises OSError."""
+        self.journal.append([Line(event="model_loaded", model=decider.number)])
+        self.workload.decider = decider
+
+    def refuse(self, model: int | None, error: str) -> None:
+        """Journal why a new model does not serve. Raises OSError."""
+        self.journal.append([Line(event="model_refused", model=model, error=error)])
+
+    def reload(self, settings: Settings) -> None:
+        """Follow other settings from now on; `tray.root`, `journal.root` and `daemon.name` are those of the start."""
+        self.settings, self.workload.rules = settings, _rules(settings)
+        self.journal.segment_bytes = settings.journal.segment_bytes
+        self.inbox.follow(Scanner(settings.tray.ignore), settings.daemon.rescan_seconds, **_pace(settings))
+        self._rescan_at = 0.0
 
     def next_step(self, now: float) -> float:
         """Return when (monotonic seconds) something is due, if no event comes first."""
@@ -142,22 +180,23 @@ class Session:
         os.close(self.tray)
 
     def _claim(self, now: float) -> bool:
-        claim = self.inbox.claim(now, self.journal.segment)
+        claim = self.inbox.claim(now, self.journal.segment, at_once=self.workload.in_work == 0)
         if claim is None:
             return False
         if claim.batch.files:
             self.workload.take(claim.batch)
+            self.meter.claimed(claim.batch.name, len(claim.batch.files), now)
         if claim.fault is not None:
             raise claim.fault
         return True
 
     def _rescan(self, now: float) -> None:
         """Do what does not depend on events: see that the tray is there, recover for the dead, watch, look."""
-        some = dict(sorted(self.inbox.blocked.items())[:NAMED])
-        if some != self.journal.totals.blocked:
+        if (some := dict(sorted(self._blocked.items())[:NAMED])) != self.journal.totals.blocked:
             self.journal.note_blocked(some)
-        segment_bytes = self.settings.journal.segment_bytes
-        self._take_over(recovery.recover_others(self.work, self.own, self.spool, self.journal, segment_bytes))
+        limit = self.journal.segment_bytes
+        left = recovery.recover_others(self.work, self.own, self.spool, self.journal, limit, self._tick)
+        self._take_over(left)
         self._watch()
         self.inbox.wake(by_event=False)
         self._rescan_at = now + (self.settings.daemon.rescan_seconds if self.watcher else POLL_SECONDS)
@@ -173,8 +212,8 @@ class Session:
     def _watch(self) -> None:
         """Watch the inbox by events where they can be trusted, and mend a watcher that died."""
         inbox = str(self.settings.tray.root / tray.INBOX)
-        poll = self.settings.tray.poll
-        if poll == "always" or (poll == "auto" and needs_polling(inbox)):
+        if (poll := self.settings.tray.poll) == "always" or (poll == "auto" and mount_of(inbox).is_shared):
+            self._unwatch()
             return
         if self.watcher is not None and self.watcher.is_alive():
             return
@@ -195,22 +234,24 @@ class Session:
             self.watcher.stop()
             self.watcher = None
 
+    @property
+    def _blocked(self) -> dict[str, str]:
+        return {**self.inbox.blocked, **self.workload.unreadable}
+
     def _tell_blocked(self) -> None:
-        blocked = self.inbox.blocked
+        blocked = self._blocked
         for file in [f for f in blocked if f not in self._told][:NAMED]:
-            log.warning("this waits in the inbox", file=file, reason=blocked[file])
+            log.warning("this waits", file=file, reason=blocked[file])
         self._told = (self._told & {"inotify"}) | set(blocked)
 
 
 def _rules(settings: Settings) -> Rules:
     limits = Limits(settings.tray.max_file_bytes, settings.tray.max_pixels)
     daemon = settings.daemon
-    return Rules(limits, daemon.max_attempts, daemon.review_below, daemon.rescan_seconds)
+    review = Review(daemon.review_below, daemon.audit_fraction)
+    return Rules(limits, daemon.max_attempts, review, daemon.rescan_seconds)
 
 
-def _intake(settings: Settings) -> Intake:
-    return Intake(
-        batch_size=settings.daemon.batch_size,
-        settle_seconds=settings.tray.settle_seconds,
-        wait_seconds=settings.daemon.batch_wait_seconds,
-    )
+def _pace(settings: Settings) -> dict[str, Any]:
+    daemon, settle = settings.daemon, settings.tray.settle_seconds
+    return {"batch_size": daemon.batch_size, "settle_seconds": settle, "wait_seconds": daemon.batch_wait_seconds}

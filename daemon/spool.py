@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon import fs
@@ -100,13 +100,17 @@ class Spool:
             return []
         return [f"{file}/{below}" for below in fs.files_below(target, name)]
 
-    def readiness(self, seen: Sighting) -> str | None:
-        """Return None where an inbox file may be claimed, 'changing' while it is written, else why it has to wait."""
+    def readiness(self, files: Iterable[Sighting]) -> Iterator[tuple[Sighting, str | None]]:
+        """Yield for each inbox file None where it may be claimed, 'changing' while it is written, else why it waits."""
+        with fs.Folders(self._tray) as folders:
+            for seen in files:
+                yield seen, self._readiness(seen, folders) if seen.kind == "file" else None
+
+    @staticmethod
+    def _readiness(seen: Sighting, folders: fs.Folders) -> str | None:
         *dirs, name = seen.file.split("/")
         try:
-            with fs.Folders(self._tray) as folders:
-                folder = folders.fd((INBOX, *dirs))
-                fd = os.open(name, READ, dir_fd=folder)
+            fd = os.open(name, READ, dir_fd=folders.fd((INBOX, *dirs)))
         except PermissionError:
             return BLOCKED[errno.EACCES]
         except OSError:  # gone, no file any more, or blocked: the claim finds out
@@ -163,11 +167,19 @@ class Spool:
 
     def begin_alone(self, batch: Batch) -> Batch:
         """Count one more attempt, durably, before the batch's one file is decoded. Can be repeated after OSError."""
-        begun = Batch(batch.name, batch.attempt + 1, batch.files)
-        if not fs.exists(self._own, begun.folder):
-            os.rename(batch.folder, begun.folder, src_dir_fd=self._own, dst_dir_fd=self._own)
+        begun = self._renumbered(batch, batch.attempt + 1)
         os.fsync(self._own)
         return begun
+
+    def end_alone(self, batch: Batch) -> Batch:
+        """Take back the attempt that was counted: the process lived. Can be repeated after OSError."""
+        return self._renumbered(batch, batch.attempt - 1)
+
+    def _renumbered(self, batch: Batch, attempt: int) -> Batch:
+        renumbered = Batch(batch.name, attempt, batch.files)
+        if not fs.exists(self._own, renumbered.folder):
+            os.rename(batch.folder, renumbered.folder, src_dir_fd=self._own, dst_dir_fd=self._own)
+        return renumbered
 
     def make_durable(self) -> None:
         """Sync the claims and the photos' own bytes, which their producers may never have synced."""

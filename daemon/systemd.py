@@ -4,8 +4,16 @@ The protocol is a datagram to the socket that NOTIFY_SOCKET names (sd_notify(3))
 unmaintained or bind to libsystemd.
 """
 
+import contextlib
 import os
 import socket
+import threading
+import time
+from collections.abc import Iterator
+
+MORE_SECONDS = 30  # asked for at a time
+ASK_SECONDS = 5.0
+LOAD_SECONDS = 600.0  # a model that is not loaded by then will never be: the manager may end it
 
 
 def notify(**state: str | int) -> None:
@@ -28,3 +36,29 @@ def watchdog_seconds() -> float | None:
     if not micros.isdigit() or (pid and pid != str(os.getpid())):
         return None
     return int(micros) / 1e6
+
+
+def more_time(status: str) -> None:
+    """Ask for more time to start. With a ping: a daemon that replaced itself is watched while it loads."""
+    notify(EXTEND_TIMEOUT_USEC=MORE_SECONDS * 1_000_000, WATCHDOG=1, STATUS=status)
+
+
+@contextlib.contextmanager
+def loading(status: str, seconds: float = LOAD_SECONDS) -> Iterator[None]:
+    """Ask for more time, from a thread of its own, while the caller imports and loads; for `seconds` at most."""
+    done, give_up = threading.Event(), time.monotonic() + seconds
+    every = min(ASK_SECONDS, (watchdog_seconds() or ASK_SECONDS) / 3)
+
+    def ask() -> None:
+        while time.monotonic() < give_up:
+            more_time(status)
+            if done.wait(every):
+                return
+
+    thread = threading.Thread(target=ask, name="more time", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

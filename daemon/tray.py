@@ -7,10 +7,12 @@ on one mount: a rename between two mounts would not be a rename.
 import contextlib
 import errno
 import os
+import pwd
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from daemon import fs
+from daemon.mounts import mount_of_fd
 
 MARKER = ".moodbox"
 INBOX, REVIEW, REJECTED, UNDONE, WORK = "inbox", "review", "rejected", "undone", ".work"
@@ -63,7 +65,9 @@ def open_tray(root: Path) -> int:
     try:
         fd = _open_root(root)
     except (FileNotFoundError, NotADirectoryError):
-        raise TrayError(f"tray {str(root)!r} does not exist: is its disk mounted?") from None
+        raise TrayError(
+            f"tray {str(root)!r} does not exist: is its disk mounted? (`moodbox run` makes a new one)"
+        ) from None
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fd)
         if not has_marker(fd):
@@ -94,13 +98,30 @@ def is_same(root: Path, fd: int) -> bool:
         return False
 
 
+def require_own(work: int) -> None:
+    """Raise TrayError where `.work`, directory fd `work`, is another user's, whose daemon could not use what we make.
+
+    Not on network file systems, which may call anybody's files theirs.
+    """
+    user = os.fstat(work).st_uid
+    if user != os.geteuid() and not mount_of_fd(work).is_shared:
+        raise TrayError(f"this tray is another user's: run it as that user (sudo -u {_user_name(user)} …)")
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"'#{uid}'"
+
+
 def check_folders(fd: int, classes: Sequence[str]) -> None:
     """Make missing folders, and see that a file can be moved from `.work` into each.
 
     Raises TrayError where a folder is on another mount or no folder, and OSError where it cannot be written.
     """
     work = _open_own(fd, WORK, fs.PRIVATE_MODE)
-    mount = _mount(work)
+    mount = mount_id(work)
     os.close(work)
     for name in (INBOX, REVIEW, REJECTED, UNDONE, *classes):
         folder = _open_own(fd, name, fs.PUBLIC_MODE)
@@ -120,7 +141,7 @@ def _open_own(fd: int, name: str, mode: int) -> int:
 
 
 def _check_folder(folder: int, name: str, mount: str) -> None:
-    if _mount(folder) != mount:
+    if mount_id(folder) != mount:
         raise TrayError(f"{name} is on another mount than .work: a tray is one mount, so that a move is one rename")
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise OSError(errno.EROFS, f"cannot write in the tray's folder {name}: it is mounted read-only")
@@ -128,7 +149,7 @@ def _check_folder(folder: int, name: str, mount: str) -> None:
         raise OSError(errno.EACCES, f"cannot write in the tray's folder {name}: the daemon has no permission")
 
 
-def _mount(fd: int) -> str:
+def mount_id(fd: int) -> str:
     """Return the id of the mount that `fd` is on; two bind mounts of one file system have two (renames fail there)."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
         return next(line.split()[1] for line in file if line.startswith("mnt_id:"))

@@ -116,9 +116,8 @@ def _check_inbox(folder: int, settings: Settings) -> Iterator[Finding]:
         yield fail("inbox", f"{printable(file)}: {blocked[file]}")
     if blocked:
         more = f"{len(blocked) - NAMED:,} more; " if len(blocked) > NAMED else ""
-        yield fail(
-            "inbox", f"{more}the cure: chmod -R g+rwX, or setfacl -R -m u:{_user(os.geteuid())}:rwX on the inbox"
-        )
+        rights = f"chmod -R g+rwX (where it is sticky, chmod -t), or setfacl -R -m u:{_user(os.geteuid())}:rwX"
+        yield fail("inbox", f"{more}the cure: {rights} on the inbox")
     else:
         yield ok("inbox", f"{count:,} wait{' (no more were looked at)' if count == LOOK else ''}, all can be taken")
     yield _acl_hint(folder, has_blocked=bool(blocked))

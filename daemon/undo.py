@@ -9,31 +9,28 @@ journal knows are moved.
 
 import contextlib
 import os
-import pwd
-import signal
-import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console as Terminal
 from rich.progress import Progress
 
-from daemon import fs, owner, tray
+from daemon import tray
 from daemon.batch import Batch, Claimed, Move, new_name
 from daemon.delivery import carry_out
+from daemon.errand import BATCH, errand, heeding_signals
 from daemon.events import Line
 from daemon.evidence import Evidence
 from daemon.history import Entry, fold
 from daemon.journal import Journal
-from daemon.logs import printable
+from daemon.logs import failed, printable, refusal
 from daemon.owner import OwnerError
 from daemon.selection import Selection, SelectionError, select
 from daemon.spool import Spool
-from daemon.tray import INBOX, UNDONE, WORK, TrayError
+from daemon.tray import INBOX, UNDONE, TrayError
 from trainer.settings import Settings
 
-BATCH = 64  # files between two looks at whether to stop
 BAD_INPUT, FAILED = 2, 1
 Identity = tuple[int, int, int]  # inode, bytes, mtime_ns
 Chosen = tuple[Entry, Identity]
@@ -60,14 +57,13 @@ def run(settings: Settings, selection: Selection, *, resort: bool, yes: bool) ->
             opened.callback(os.close, folder)
             plan = make_plan(settings, folder, selection, target)
             if yes and plan.chosen:
-                carrier = opened.enter_context(_carrier(settings, folder, plan, target))
-                carrier.run()
+                spool, journal, own = opened.enter_context(errand(settings, folder, f"{settings.daemon.owner}-undo"))
+                _Carrier(spool, journal, own.folder, plan, target).run()
     except (SelectionError, TrayError, OwnerError) as error:
-        return _failed(str(error), BAD_INPUT)
+        return failed(str(error), BAD_INPUT)
     except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
         text = "; what was begun is finished by the daemon, or by its next start" if yes else ""
-        return _failed(f"{named}{error.strerror or error}{text}", FAILED)
+        return failed(f"{refusal(error)}{text}", FAILED)
     _report(plan, target, yes=yes)
     return FAILED if plan.left else 0
 
@@ -101,24 +97,6 @@ def _examine(evidence: Evidence, entry: Entry) -> Identity | str:
     return _identity(read[0]) if read[1] == entry.sha256 else "its content is not what was delivered"
 
 
-@contextlib.contextmanager
-def _carrier(settings: Settings, folder: int, plan: Plan, target: str) -> Iterator["_Carrier"]:
-    """Become an owner with a journal of its own, and give both back."""
-    with contextlib.ExitStack() as opened:
-        work = fs.open_folder(folder, (WORK,))
-        opened.callback(os.close, work)
-        if (user := os.fstat(work).st_uid) != os.geteuid():
-            raise TrayError(f"this tray is another user's: run it as that user (sudo -u {_user_name(user)} …)")
-        tray.check_folders(folder, ())
-        own = owner.acquire(work, f"{settings.daemon.owner}-undo", settings.journal.root)
-        opened.callback(own.release)
-        opened.callback(owner.remove, work, own)  # what is left in it, the daemon takes from there
-        journal = Journal(settings.journal.root, own.name, settings.journal.segment_bytes)
-        opened.callback(journal.close)
-        spool = Spool(folder, own.folder)
-        yield _Carrier(spool, journal, own.folder, plan, target)
-
-
 @dataclass
 class _Carrier:
     spool: Spool
@@ -126,13 +104,12 @@ class _Carrier:
     own: int
     plan: Plan
     target: str
-    is_stopping: bool = False
 
     def run(self) -> None:
         """Move all that the plan chose, batch by batch; SIGINT and SIGTERM end it after a batch."""
         waiting, self.plan.chosen = deque(self.plan.chosen), []
-        with self._heeding_signals():
-            while waiting and not self.is_stopping:
+        with heeding_signals() as is_stopped:
+            while waiting and not is_stopped():
                 self._move(_next_batch(waiting))
         self.plan.left += [(entry.place, "stopped before") for entry, _ in waiting]
 
@@ -182,18 +159,6 @@ class _Carrier:
             self.journal.append(lines)
         return lines
 
-    @contextlib.contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
-        def stop(*_: object) -> None:
-            self.is_stopping = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
 
 def _next_batch(waiting: deque[Chosen]) -> list[Chosen]:
     """Take a batch out: in its directory, no file may stand where another one's name or folder is."""
@@ -228,15 +193,3 @@ def _report(plan: Plan, target: str, *, yes: bool) -> None:
 
 def _identity(st: os.stat_result) -> Identity:
     return st.st_ino, st.st_size, st.st_mtime_ns
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"'#{uid}'"
-
-
-def _failed(text: str, status: int) -> int:
-    print(f"moodbox: {printable(text)}", file=sys.stderr)
-    return status

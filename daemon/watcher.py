@@ -7,7 +7,7 @@ keeps no more than the directories it stands in, and goes on where it stopped.
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
@@ -18,7 +18,6 @@ from daemon.tray import INBOX
 
 MAX_DEPTH = 64
 MAX_PATH = 3000  # bytes; the path in .work is longer than the one in the inbox, and the kernel ends at 4,096
-NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "beegfs"})
 QUIET_EVENTS = ("opened", "closed_no_write")  # the settle check causes them itself
 
 
@@ -57,34 +56,6 @@ class _Waker(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type not in QUIET_EVENTS:
             self._wake()
-
-
-def needs_polling(path: str) -> bool:
-    """Tell whether `path` is on a network file system, where inotify does not see what other hosts do."""
-    kind = file_system(path)
-    return kind in NETWORK or kind.startswith("fuse.")
-
-
-def file_system(path: str) -> str:
-    """Return the type of the file system that `path` is on, as in "ext4"; empty where the kernel does not say."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        return _file_system(os.fsencode(os.path.realpath(path)), file.read())
-
-
-def _file_system(path: bytes, mountinfo: bytes) -> str:
-    """Return the type of the file system that `path` is on, as proc_pid_mountinfo(5) has it."""
-    mounts = [line.split(b" ") for line in mountinfo.split(b"\n") if line]
-    # Of several mounts on one point (autofs, then NFS) the last one covers the others.
-    best = max((m for m in reversed(mounts) if _is_below(path, _unescape(m[4]))), key=lambda m: len(m[4]), default=None)
-    return best[best.index(b"-") + 1].decode() if best else ""
-
-
-def _is_below(path: bytes, mount: bytes) -> bool:
-    return path == mount or path.startswith(mount.rstrip(b"/") + b"/")
-
-
-def _unescape(text: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda m: bytes((int(m[1], 8),)), text)
 
 
 def ignored_names(patterns: Sequence[str]) -> re.Pattern[str]:
@@ -127,15 +98,17 @@ class Scanner:
                 return
             yield sighting
 
-    def look(self, tray: int, file: str) -> Sighting | None:
-        """Return how one inbox file looks now, None where it is gone, or a folder stands in its place."""
-        *dirs, name = file.split("/")
-        try:
-            with fs.Folders(tray) as folders:
-                found = _sighting(file, os.stat(name, dir_fd=folders.fd((INBOX, *dirs)), follow_symlinks=False))
-        except OSError:
-            return None
-        return found if found.kind != "folder" else None
+    def look(self, tray: int, files: Iterable[str]) -> Iterator[tuple[str, Sighting | None]]:
+        """Yield how inbox files look now; None where one is gone, or a folder stands in its place."""
+        with fs.Folders(tray) as folders:
+            for file in files:
+                *dirs, name = file.split("/")
+                try:
+                    found = _sighting(file, os.stat(name, dir_fd=folders.fd((INBOX, *dirs)), follow_symlinks=False))
+                except OSError:
+                    yield file, None
+                else:
+                    yield file, found if found.kind != "folder" else None
 
     def forget(self) -> None:
         """Give up a pass that has not ended, with the directories it holds open."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from daemon.batch import Batch, Claimed, new_name
-from daemon.delivery import Decider, Delivery, decision
+from daemon.delivery import Decider, Delivery, Review, decision
 from daemon.events import Line
 from daemon.inspection import FileError, Limits, Outcome, fingerprint
 from daemon.journal import Journal
@@ -30,10 +30,11 @@ MAY_GROW = ("empty", "truncated", "corrupt", "not_an_image")
 
 @dataclass
 class _Flight:
-    """A batch in the pipeline; `before` says how its files looked when they were read last."""
+    """A batch in the pipeline, and who decides it; `before` says how its files looked when they were read last."""
 
     batch: Batch
     outcomes: list[Outcome | None]
+    decider: Decider
     before: dict[str, Identity] = field(default_factory=dict)
     waits: dict[str, float] | None = None  # which files are not settled, and when they are due; decided once
     aside: str | None = None
@@ -44,6 +45,7 @@ class _Held:
     batch: Batch
     due: float
     before: dict[str, Identity]
+    unreadable: frozenset[str]  # files that the system refused to read; all others still change
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Rules:
 
     limits: Limits
     max_attempts: int
-    review_below: float
+    review: Review
     retry_seconds: float
 
 
@@ -62,24 +64,32 @@ class Workload:
     def __init__(
         self, spool: Spool, journal: Journal, own: int, decider: Decider, submit: Submit, rules: Rules
     ) -> None:
-        self._spool, self._journal, self._own, self._decider = spool, journal, own, decider
-        self._submit, self._rules = submit, rules
+        self._spool, self._journal, self._own = spool, journal, own
+        self.decider = decider  # of what is taken from now on; what was taken before keeps the one whose scores it gets
+        self._submit, self.rules = submit, rules
         self._posted: queue.SimpleQueue[tuple[str, int, Outcome]] = queue.SimpleQueue()
         self._flights: dict[str, _Flight] = {}
         self._deliveries: deque[Delivery] = deque()
         self._alone: deque[Batch] = deque()
         self._held: list[_Held] = []
         self._delivered: list[Line] = []
+        self.outcomes = 0  # that ever came: whether the pipeline moves
         self._token, self._keys = secrets.token_hex(4), itertools.count()
 
     def post(self, key: str, index: int, outcome: Outcome) -> None:
         """Take an outcome from the pipeline; called from any thread."""
         self._posted.put((key, index, outcome))
+        self.outcomes += 1
+
+    @property
+    def in_pipeline(self) -> int:
+        """How many batches wait for outcomes."""
+        return len(self._flights)
 
     def take(self, batch: Batch, before: dict[str, Identity] | None = None) -> None:
         """Have a batch classified."""
         key = f"{self._token}-{next(self._keys)}"  # of its own, so that no late answer is taken for a newer one's
-        self._flights[key] = _Flight(batch, [None] * len(batch.files), before or {})
+        self._flights[key] = _Flight(batch, [None] * len(batch.files), self.decider, before or {})
         self._submit(key, [self._spool.path(batch, c.file) for c in batch.files])
 
     def take_alone(self, batches: Sequence[Batch]) -> None:
@@ -105,8 +115,13 @@ class Workload:
     @property
     def held(self) -> dict[str, str]:
         """What waits in `.work`, and why."""
-        reason = "it waits in .work: it still changes, or cannot be read"
-        return {claimed.file: reason for held in self._held for claimed in held.batch.files}
+        changes = {c.file: "it waits in .work: it still changes" for held in self._held for c in held.batch.files}
+        return changes | self.unreadable
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """What waits in `.work` because this user may not read it, or its disk fails."""
+        return {file: "it waits in .work: it cannot be read" for held in self._held for file in held.unreadable}
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing is left but files that could not be read and are tried again much later."""
@@ -149,14 +164,14 @@ class Workload:
             self.take(held.batch, held.before)
 
     def _begin_alone(self, batch: Batch) -> None:
-        if batch.attempt < self._rules.max_attempts:
+        if batch.attempt < self.rules.max_attempts:
             self.take(self._spool.begin_alone(batch))
             return
         claimed = batch.files[0]
         text = f"the process died {batch.attempt} times while this file was in work: it is not tried again"
         error = FileError("crashes", text)
-        report = fingerprint(self._spool.path(batch, claimed.file), self._rules.limits, error)
-        self._deliver(batch, [(claimed, Outcome(report))])
+        report = fingerprint(self._spool.path(batch, claimed.file), self.rules.limits, error)
+        self._deliver(batch, [(claimed, Outcome(report))], self.decider)
 
     def _conclude(self, flight: _Flight, now: float) -> None:
         """Deliver what is decided; set aside what changed while it was read, so that its neighbours need not wait."""
@@ -171,27 +186,30 @@ class Workload:
             if decided:
                 flight.aside = flight.aside or new_name(self._journal.segment)
                 aside = self._spool.set_aside(flight.batch, sorted(waits), flight.aside)
-            self._held.append(_Held(aside, max(waits.values()), before))
+            elif aside.attempt:
+                aside = self._spool.end_alone(aside)
+            unreadable = frozenset(c.file for c, o in outcomes if c.file in waits and o.report.code == "unreadable")
+            self._held.append(_Held(aside, max(waits.values()), before, unreadable))
         if decided:
-            self._deliver(flight.batch, decided)
+            self._deliver(flight.batch, decided, flight.decider)
 
     def _due(self, flight: _Flight, claimed: Claimed, outcome: Outcome, now: float) -> float | None:
         """Return when a file must be read again, None where its outcome counts."""
         report = outcome.report
         if report.code == "unreadable":
-            return now + max(self._rules.retry_seconds, 2 * LOOK_AGAIN)  # long enough for `once` not to wait for it
+            return now + max(self.rules.retry_seconds, 2 * LOOK_AGAIN)  # long enough for `once` not to wait for it
         if report.inode is None:  # no regular file: it was not opened
             return None
         if not self._spool.is_settled(flight.batch, claimed.file, _identity(outcome)):
             return now + LOOK_AGAIN
         is_young = abs(time.time_ns() - (report.mtime_ns or 0)) < YOUNG_NS
-        if self._spool.may_have_unseen_writers(flight.batch, claimed.file):
-            return now + LOOK_AGAIN if report.code in MAY_GROW and is_young else None
+        if report.code not in MAY_GROW or not is_young:
+            return None
         is_first = flight.before.get(claimed.file) != _identity(outcome)
-        return now + LOOK_AGAIN if report.code in MAY_GROW and is_young and is_first else None
+        return now + LOOK_AGAIN if is_first or self._spool.may_have_unseen_writers(flight.batch, claimed.file) else None
 
-    def _deliver(self, batch: Batch, decided: Sequence[tuple[Claimed, Outcome]]) -> None:
-        lines = [decision(c, batch, o, self._decider, self._rules.review_below) for c, o in decided]
+    def _deliver(self, batch: Batch, decided: Sequence[tuple[Claimed, Outcome]], decider: Decider) -> None:
+        lines = [decision(c, batch, o, decider, self.rules.review) for c, o in decided]
         self._deliveries.append(Delivery(Batch(batch.name, batch.attempt, tuple(c for c, _ in decided)), lines))
 
 

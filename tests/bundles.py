@@ -1,7 +1,8 @@
 """Tiny bundles for tests, made without TensorFlow: the class is the colour channel that is brightest on the whole.
 
 TINY_2 and TINY_3 are model.tflite files (zlib, base64) of: mean over 32 x 32 pixels, times 0.04, softmax over the first
-two or three channels; float16 weights, float32 in and out. Class 0 is red, class 1 green, class 2 blue.
+two or three channels; float16 weights, float32 in and out. Class 0 is red, class 1 green, class 2 blue. The 0.04 (how
+steep it is) and the 32 can be patched, so that models differ.
 """
 
 import base64
@@ -18,7 +19,7 @@ from PIL import Image
 from trainer import bundle
 from trainer.images import PREPROCESSING_VERSION, Picture
 
-SIZE = 32
+SIZE, STEEP = 32, 0.04
 COLOURS = ((200, 60, 40), (60, 200, 40), (60, 40, 200))
 
 TINY_2 = (
@@ -45,12 +46,16 @@ TINY_3 = (
 )
 
 
-def tflite(classes: int = 2) -> bytes:
-    return zlib.decompress(base64.b64decode(TINY_2 if classes == 2 else TINY_3))
+def tflite(classes: int = 2, steep: float = STEEP, size: int = SIZE) -> bytes:
+    model = zlib.decompress(base64.b64decode(TINY_2 if classes == 2 else TINY_3))
+    for batch in (1, -1):
+        was, now = (np.array([batch, side, side, 3], np.int32).tobytes() for side in (SIZE, size))
+        model = model.replace(was, now)
+    return model.replace(np.float16(STEEP).tobytes(), np.float16(steep).tobytes())
 
 
-def scores(colour: tuple[int, int, int], classes: int = 2) -> list[float]:
-    powers = [math.exp(0.04 * channel) for channel in colour[:classes]]
+def scores(colour: tuple[int, int, int], classes: int = 2, steep: float = STEEP) -> list[float]:
+    powers = [math.exp(steep * channel) for channel in colour[:classes]]
     return [power / sum(powers) for power in powers]
 
 
@@ -65,12 +70,12 @@ def shown(pixels: Any) -> Picture:
     return Picture(pixels, 1000, 1000, "PNG", pixels)
 
 
-def stage(folder: Path, classes: int = 2) -> Path:
+def stage(folder: Path, classes: int = 2, steep: float = STEEP, size: int = SIZE) -> Path:
     """Write the files of a bundle, without its manifest, as an export does."""
     (folder / "golden").mkdir(parents=True)
-    (folder / "model.tflite").write_bytes(tflite(classes))
+    (folder / "model.tflite").write_bytes(tflite(classes, steep, size))
     (folder / "model.keras").write_bytes(b"stands for a keras file")
-    expected = {f"{i}.png": scores(colour, classes) for i, colour in enumerate(COLOURS[:classes])}
+    expected = {f"{i}.png": scores(colour, classes, steep) for i, colour in enumerate(COLOURS[:classes])}
     for name, colour in zip(expected, COLOURS, strict=False):
         (folder / "golden" / name).write_bytes(png(colour, SIZE * 2))
     (folder / "golden" / "expected.json").write_text(json.dumps({"tolerance": 0.01, "scores": expected}))
@@ -96,6 +101,7 @@ def draft(classes: int = 2, **fields: Any) -> bundle.Manifest:
     return bundle.Manifest(**(defaults | fields))
 
 
-def publish(models: Path, folder: Path, classes: int = 2, **fields: Any) -> int:
+def publish(models: Path, folder: Path, classes: int = 2, steep: float = STEEP, **fields: Any) -> int:
     """Stage in `folder` and publish; not yet the champion."""
-    return bundle.publish(models, stage(folder, classes), draft(classes, **fields))
+    staged = stage(folder, classes, steep, fields.get("input_size", SIZE))
+    return bundle.publish(models, staged, draft(classes, **fields))

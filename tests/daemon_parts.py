@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from daemon import fs, owner, tray
+from daemon.delivery import Review
 from daemon.events import DECISIONS
 from daemon.inspection import Limits, Outcome, inspect
 from daemon.journal import Journal, read, segments
+from daemon.journal_folder import identified
 from daemon.spool import Spool
 from daemon.workload import Rules, Workload
 from trainer.views import Eye
@@ -121,7 +123,7 @@ class House:
         self.fd = tray.open_tray(self.root)
         tray.check_folders(self.fd, CLASSES)
         self.work = fs.open_folder(self.fd, (tray.WORK,))
-        self.own = owner.acquire(self.work, self.name, self.log)
+        self.own = owner.acquire(self.work, self.name, identified(self.log))
         self.journal = Journal(self.log, self.own.name, self.segment_bytes)
         self.spool = Spool(self.fd, self.own.folder)
 
@@ -148,7 +150,7 @@ class House:
 
     def start_workload(self, submit=None, **rules):
         """Make a workload whose pipeline is `submit(key, paths)`; by default it classifies at once."""
-        options = {"limits": LIMITS, "max_attempts": 3, "review_below": 0.0, "retry_seconds": 30.0} | rules
+        options = {"limits": LIMITS, "max_attempts": 3, "review": Review(), "retry_seconds": 30.0} | rules
 
         def classify_all(key, paths):
             self.submitted.append((key, list(paths)))

@@ -75,9 +75,8 @@ def everything(root: Path) -> dict[str, str]:
 
 
 def lines(root: Path) -> list[dict]:
-    return [
-        orjson.loads(raw) for path in sorted((root / "log").iterdir()) for raw in path.read_bytes().split(b"\n") if raw
-    ]
+    texts = [path.read_bytes() for path in sorted((root / "log").glob("*.jsonl"))]
+    return [orjson.loads(raw) for text in texts for raw in text.split(b"\n") if raw]
 
 
 def check(root: Path, before: dict[str, str]) -> None:

@@ -1,22 +1,29 @@
 """daemon.accounts and daemon.history: what the journal says of each file, and where it really is."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.progress import Progress
 
 from daemon import __main__ as moodbox
+from daemon import accounts as accounts_module
 from daemon.events import Line, encode
 from daemon.history import History, fold
 from daemon.journal import Journal, segments
-from daemon_parts import files_in, house, lay
+from daemon_parts import NOBODY, as_user, files_in, house, lay, needs_root
 from stand_in import make_service, settings_for
 from test_daemon_service import picture
+from trainer.settings import load
 
 FILES = ("a.png", "trip/b.png", "trip/c.png", "d.png")
 
@@ -261,6 +268,30 @@ def test_names_survive_the_fold_whatever_they_are_made_of(name):
     assert (entry.file, entry.place, entry.sha256, entry.size) == (file, f"x/{file}", None, None)
 
 
+@needs_root
+def test_what_may_not_be_read_is_named_and_all_else_is_told(sorted_tray):
+    """A person closed a file, or a folder: no reason to tell nothing at all."""
+    base = Path(tempfile.mkdtemp())  # where others may enter
+    base.chmod(0o755)
+    subprocess.run(["cp", "-a", sorted_tray / "tray", sorted_tray / "log", base], check=True)
+    subprocess.run(["chown", "-hR", f"{NOBODY}:{NOBODY}", base], check=True)
+    hidden = base / "tray/happy" / FILES[0]
+    os.chown(hidden, 0, 0)
+    hidden.chmod(0o600)
+    (base / "tray/happy/closed").mkdir(mode=0o700)
+
+    def ask():
+        settings = load(
+            None, (), {"tray": {"root": str(base / "tray")}, "journal": {"root": str(base / "log")}}
+        ).settings
+        with Progress(disable=True) as progress:
+            found = accounts_module.settle(settings, progress, deep=True)
+        return found.others["hidden"], found.in_place, found.is_good
+
+    assert as_user(NOBODY, ask) == ([f"happy/{FILES[0]}"], 5, False)
+    shutil.rmtree(base)
+
+
 def test_a_journal_that_was_copied_beside_itself_counts_once(sorted_tray):
     log = sorted_tray / "log"
     before = sorted(fold(log).entries(), key=lambda e: e.id)
@@ -268,3 +299,12 @@ def test_a_journal_that_was_copied_beside_itself_counts_once(sorted_tray):
     history = fold(log)
     assert (len(history), history.conflicts) == (6, {})
     assert sorted(history.entries(), key=lambda e: e.id) == before
+
+
+@pytest.mark.parametrize("field", [{"model": 2**40}, {"bytes": 2**70}, {"bytes": -1}])
+def test_numbers_that_no_daemon_writes_make_a_line_unreadable(field):
+    line = {"schema": 1, "ts": "2026-05-31T12:00:00.000Z", "event": "sorted", "id": "1", "batch": "1-a", "file": "a",
+            "destination": "happy/a.jpg", "label": "happy", **field}  # fmt: skip
+    history = History()
+    history.read(json.dumps(line).encode())
+    assert (history.unreadable_count, len(history)) == (1, 0)

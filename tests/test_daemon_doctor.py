@@ -13,6 +13,7 @@ from daemon import __main__ as moodbox
 from daemon import doctor, fs, host_checks, tray
 from daemon.events import Line
 from daemon.journal import Journal
+from daemon.mounts import Mount
 from daemon_parts import NOBODY, as_user, files_in, house, lay, needs_root
 from trainer import bundle
 from trainer.settings import SettingsError, load
@@ -185,11 +186,17 @@ def test_a_file_system_that_may_overwrite_is_told(home, monkeypatch):
 
 
 def test_a_network_file_system_is_polled_and_it_says_so(home, monkeypatch):
-    monkeypatch.setattr(host_checks, "needs_polling", lambda _: True)
-    monkeypatch.setattr(host_checks, "file_system", lambda _: "nfs4")
+    monkeypatch.setattr(host_checks, "mount_of", lambda _: Mount("nfs4", frozenset({"rw", "local_lock=none"})))
     found = diagnose(home)
     text = next(f.text for f in found if f.name == "watching")
     assert text.startswith("nfs4: the inbox is looked through every second")
+    assert "locks" not in {f.name for f in found}
+
+
+def test_a_mount_whose_locks_hold_on_one_machine_is_told(home, monkeypatch):
+    monkeypatch.setattr(host_checks, "mount_of", lambda _: Mount("nfs4", frozenset({"rw", "local_lock=all"})))
+    text = next(f.text for f in diagnose(home) if f.name == "locks")
+    assert text.startswith("nfs4 as it is mounted here: locks hold on one machine only")
 
 
 def test_too_few_inotify_watches_are_told(home, monkeypatch, tmp_path):

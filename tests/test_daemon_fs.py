@@ -198,3 +198,12 @@ def test_kinds_have_names(tmp_path):
     for name in ("fifo", "symlink", "folder", "file"):
         assert fs.kind(os.lstat(tmp_path / name).st_mode) == name
     assert fs.kind(os.lstat("/dev/null").st_mode) == "device"
+
+
+def test_a_folder_whose_mode_cannot_be_set_is_named(folder, monkeypatch):
+    def refuse(_fd, _mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(PermissionError, match=r"not permitted: its mode cannot be set: 'happy'"):
+        fs.make_folder(folder, "happy", fs.PUBLIC_MODE)

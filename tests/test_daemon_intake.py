@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from daemon.intake import FEW, Intake, Sighting
+from daemon.intake import FEW, PIECE, Intake, Sighting
 
 SETTLE, WAIT, SIZE, CAPACITY = 0.5, 0.05, 3, 7
 
@@ -59,6 +59,16 @@ def test_a_full_batch_goes_at_once_and_a_small_one_when_its_oldest_has_waited():
     assert files(intake.batch(0.51)) == ["a", "b", "c"], "the oldest first"
 
 
+def test_a_small_batch_goes_at_once_where_nothing_is_in_work():
+    intake = made()
+    for now in (0.0, 0.5):
+        intake.see(seen("a"), now)
+    assert intake.batch(0.5) == []
+    assert files(intake.batch(0.5, at_once=True)) == ["a"]
+    intake.forget("a")
+    assert intake.batch(0.5, at_once=True) == []
+
+
 def test_a_file_that_is_being_written_lets_the_others_pass():
     intake = made(wait_seconds=0.0)
     for now in (0.0, 0.5):
@@ -81,6 +91,16 @@ def test_a_few_files_are_looked_at_with_every_event_but_not_thousands():
     assert intake.unsettled(0.5, at_once=True) == ["a"]
 
 
+def test_thousands_that_are_due_are_looked_at_piece_by_piece_the_first_ones_first():
+    intake, names = made(), [str(number) for number in range(PIECE + 10)]
+    for name in names:
+        intake.see(seen(name), 0.0)
+    assert intake.unsettled(0.5) == names[:PIECE]
+    for name in names[:PIECE]:
+        intake.see(seen(name), 0.5)
+    assert intake.unsettled(0.5) == names[PIECE:]
+
+
 def test_what_is_forgotten_is_new_when_it_comes_again():
     intake = made(wait_seconds=0.0)
     intake.see(seen("a"), 1.0)
@@ -95,9 +115,11 @@ def test_what_is_forgotten_is_new_when_it_comes_again():
 def test_the_next_look_is_when_something_becomes_due():
     intake = made()
     assert intake.next_look() is None
-    intake.see(seen("a"), 1.0)
-    intake.see(seen("b"), 0.9)
+    intake.see(seen("a"), 0.9)
+    intake.see(seen("b"), 1.0)
     assert intake.next_look() == 1.4
+    intake.see(seen("a", size=2), 1.1)
+    assert intake.next_look() == 1.5
 
 
 def test_there_is_always_room_for_a_batch():
@@ -161,16 +183,16 @@ class Producers(RuleBasedStateMachine):
         self.history[file] = [(self.now, self.history[file][-1][1])]
         del self.settled_at[file]
 
-    @rule()
-    def take_batch(self):
-        batch = self.intake.batch(self.now)
+    @rule(at_once=st.booleans())
+    def take_batch(self, at_once=False):
+        batch = self.intake.batch(self.now, at_once=at_once)
         for sighting in batch:
             (first, _), (last, _) = self.history[sighting.file][0], self.history[sighting.file][-1]
             assert last - first >= SETTLE
             assert all(s == sighting for _, s in self.history[sighting.file])
         settled = len(self.settled_at)
         oldest = min(self.settled_at.values(), default=self.now)
-        due = settled >= SIZE or (settled and self.now - oldest >= WAIT)
+        due = settled >= SIZE or (settled and (at_once or self.now - oldest >= WAIT))
         assert len(batch) == (min(SIZE, settled) if due else 0)
         if batch:
             assert self.settled_at[batch[0].file] == oldest, "the oldest is not in the batch"

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from daemon import journal as journal_module
-from daemon.events import DECISIONS, SCHEMA, Line, Totals, encode, parse
-from daemon.journal import Journal, is_locked, lines_of, owners, read, segments, tail_totals
+from daemon import journal_lock
+from daemon.events import DECISIONS, SCHEMA, Line, encode, parse
+from daemon.journal import Journal, is_open, lines_of, owners, read, segments, tail_totals
+from daemon.totals import Totals
 
 RAW = st.sampled_from([b"\xff", "\u2028".encode(), "\x85".encode(), b"\n", b"\\xff", b"\xed\xb2\x80"]) | st.binary(
     min_size=1, max_size=255
@@ -117,7 +120,8 @@ def test_what_is_no_line_of_ours_is_none(raw):
 LINES = st.builds(
     line,
     st.integers(0, 99),
-    event=st.sampled_from(["sorted", "review", "rejected", "redirected", "started"]),
+    event=st.sampled_from(["sorted", "review", "rejected", "redirected", "started", "model_loaded", "model_refused"]),
+    model=st.none() | st.integers(1, 3),
     label=st.sampled_from(["happy", "sad"]),
     error_code=st.sampled_from([None, "corrupt"]),
     error=st.none() | st.just(os.fsdecode(b"bad \xff")),
@@ -135,6 +139,18 @@ def test_totals_add_up_however_they_are_cut(first, second):
     )
     added = Totals().plus(first) + Totals().plus(second)
     assert (added.sorted, added.rejected, added.events) == (whole.sorted, whole.rejected, whole.events)
+
+
+def test_the_totals_name_the_model_that_serves_and_why_a_newer_one_does_not():
+    refused = Line(event="model_refused", model=2, error="no \udcff", ts="2026-01-01")
+    totals = Totals().plus([Line(event="started", model=1), refused])
+    assert (totals.model, totals.refused) == (1, {"model": 2, "error": "no \udcff", "ts": "2026-01-01"})
+    other = Totals().plus([Line(event="model_refused", model=3, error="x", ts="2026-01-02")])
+    assert (totals + other).refused == (other + totals).refused == other.refused, "the newest of all daemons"
+    assert orjson.dumps(totals.as_dict())
+    for event, model in (("model_loaded", 2), ("started", 4)):
+        later = totals.plus([Line(event=event, model=model)])
+        assert (later.model, later.refused) == (model, None)
 
 
 # The file
@@ -205,7 +221,7 @@ def test_a_full_disk_leaves_no_half_line_and_the_same_lines_can_be_written_later
         assert opened.totals.events["sorted"] == 1
     opened.append([line(1), line(2), line(3)])
     assert ids(tmp_path) == ["0", "1", "2", "3"]
-    assert len(os.listdir(tmp_path)) == 2, "a file for every failure"
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2, "a file for every failure"
     assert opened.totals == tail_totals(tmp_path, "d") == counted(tmp_path)
 
 
@@ -411,16 +427,15 @@ def test_a_journal_is_locked_for_as_long_as_its_daemon_lives(tmp_path, monkeypat
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "held\n"
-    path = tmp_path / "d-1.jsonl"
-    assert is_locked(path)
-    monkeypatch.setattr(journal_module, "LOCK_SECONDS", 0.01)
+    assert is_open(tmp_path, "d")
+    monkeypatch.setattr(journal_lock, "SECONDS", 0.01)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(BlockingIOError, match="another daemon writes this journal"):
         Journal(tmp_path, "d", 1 << 20)
     assert os.listdir("/proc/self/fd") == before
     process.kill()
     process.communicate()
-    assert not is_locked(path)
+    assert not is_open(tmp_path, "d")
     Journal(tmp_path, "d", 1 << 20).close()
 
 
@@ -430,13 +445,33 @@ def test_a_journal_that_cannot_be_read_is_not_left_locked(tmp_path, monkeypatch)
         patch.setattr(journal_module, "tail_totals", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "disk")))
         with pytest.raises(OSError, match="disk"):
             Journal(tmp_path, "d", 1 << 20)
-    assert not is_locked(tmp_path / "d-1.jsonl")
+    assert not is_open(tmp_path, "d")
+
+
+def test_who_may_read_a_journal_cannot_keep_its_daemon_from_it(tmp_path):
+    Journal(tmp_path, "d", 1 << 20).close()
+    assert stat.S_IMODE((tmp_path / ".d.lock").stat().st_mode) == 0o600
+    with (tmp_path / "d-1.jsonl").open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        Journal(tmp_path, "d", 1 << 20).close()
+
+
+def test_a_daemon_that_waits_for_room_still_has_its_journal(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, "d", 1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "_write_all", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            journal.append([Line(event="started")])
+    assert is_open(tmp_path, "d")
+    journal.append([Line(event="started")])
+    journal.close()
+    assert not is_open(tmp_path, "d")
 
 
 def test_a_look_at_the_lock_does_not_keep_a_daemon_from_starting(tmp_path):
     """What `moodbox status` does at the very moment."""
     Journal(tmp_path, "d", 1 << 20).close()
-    with (tmp_path / "d-1.jsonl").open("rb") as file:
+    with (tmp_path / ".d.lock").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         timer = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
         timer.start()

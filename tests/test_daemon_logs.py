@@ -1,5 +1,6 @@
 """daemon.logs: diagnostics on stderr, and names that cannot act on a terminal."""
 
+import errno
 import io
 import json
 import os
@@ -74,3 +75,9 @@ def test_quiet_means_warnings_only(monkeypatch):
     text = logged(monkeypatch, io.StringIO(), quiet=True)
     assert "told" not in text
     assert "failed" in text
+
+
+def test_a_full_disk_is_told_with_its_cure():
+    said = logs.refusal(OSError(errno.ENOSPC, "No space left on device"))
+    assert said == "No space left on device: make room where tray.root, journal.root and models.root are"
+    assert logs.refusal(OSError(errno.EIO, "Input/output error", "/x")) == "/x: Input/output error"

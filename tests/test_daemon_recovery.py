@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import signal
 import time
@@ -12,9 +13,11 @@ from PIL import Image
 
 from daemon import fs, owner, recovery
 from daemon.batch import Batch, Claimed
-from daemon.delivery import Delivery, decision
+from daemon.delivery import Delivery, Review, decision
 from daemon.events import Line
 from daemon.inspection import Outcome, Report
+from daemon.journal_folder import JournalFolder
+from daemon.spool import Spool
 from daemon.workload import LOOK_AGAIN
 from daemon_parts import NOBODY, Decider, as_user, classify, house, needs_root
 from pictures import encoded
@@ -102,8 +105,8 @@ def outcome(bright=None, **report):
     return Outcome(Report(**report), None if bright is None else (bright, 1 - bright), 1.5)
 
 
-def decided(result, below=0.0):
-    return decision(Claimed("id", "sub/a.jpg", 12.5), Batch("1-b", 2, ()), result, Decider(), below)
+def decided(result, below=0.0, fraction=0.0):
+    return decision(Claimed("id", "sub/a.jpg", 12.5), Batch("1-b", 2, ()), result, Decider(), Review(below, fraction))
 
 
 def test_a_sure_score_is_sorted_and_an_unsure_one_goes_to_review():
@@ -114,6 +117,21 @@ def test_a_sure_score_is_sorted_and_an_unsure_one_goes_to_review():
     assert (line.queued_ms, line.attempt, line.model, line.threshold, line.infer_ms) == (12.5, 2, 7, 0.5, 1.5)
     line = decided(outcome(0.79), below=0.8)
     assert (line.event, line.label, line.destination) == ("review", "happy", "review")
+
+
+def test_a_share_of_what_is_sure_goes_to_review_too_chosen_by_its_hash():
+    hashes = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(2000)]
+    lines = [decided(outcome(0.9, sha256=h), below=0.8, fraction=0.1) for h in hashes]
+    audited = [line for line in lines if line.event == "review"]
+    assert 140 < len(audited) < 260
+    assert all(line.audit and line.destination == "review" for line in audited)
+    assert all(line.audit is None for line in lines if line.event == "sorted")
+    again = [decided(outcome(0.9, sha256=h), below=0.8, fraction=0.1) for h in hashes]
+    assert again == lines
+    firsts = [int(line.sha256[0], 16) for line in audited]
+    assert len(set(firsts)) == 16  # it has nothing to do with the split, which goes by the first bits
+    unsure = decided(outcome(0.7, sha256=hashes[0]), below=0.8, fraction=1.0)
+    assert (unsure.event, unsure.audit) == ("review", None)
 
 
 def test_a_file_without_scores_is_rejected_with_the_reason():
@@ -137,7 +155,9 @@ def test_scores_that_are_no_numbers_are_rejected_too(monkeypatch):
 def delivery(home, *files):
     batch = home.claim(*files)
     results = [classify(home.spool.path(batch, f)) for f in files]
-    return Delivery(batch, [decision(c, batch, o, Decider(), 0.0) for c, o in zip(batch.files, results, strict=True)])
+    return Delivery(
+        batch, [decision(c, batch, o, Decider(), Review()) for c, o in zip(batch.files, results, strict=True)]
+    )
 
 
 def test_the_line_is_durable_before_the_move_and_the_photos_before_the_line(home, monkeypatch):
@@ -396,6 +416,28 @@ def test_a_file_that_cannot_be_read_is_tried_again_much_later_and_once_need_not_
     assert [line.file for line in workload.step(30.0)] == ["a.png"]
 
 
+def test_restarts_do_not_count_against_a_file_that_cannot_be_read(tmp_path):
+    """Nobody dies of it: it waits, and is named, until somebody mends its mode."""
+    with house(tmp_path) as home:
+        home.drop({"a.png": BRIGHT})
+        home.claim("a.png")
+    for _ in range(5):
+        with house(tmp_path) as home:
+            post = lambda key, _: home.workload.post(key, 0, Outcome(Report(code="unreadable", error="EACCES")))  # noqa: E731
+            workload = home.start_workload(submit=post)
+            workload.take_alone(recovery.recover(home.own, home.spool, home.journal, home.journal).adopted)
+            workload.step(0.0)
+            workload.step(0.0)
+            assert workload.unreadable == {"a.png": "it waits in .work: it cannot be read"}
+            assert home.decisions() == []
+    with house(tmp_path) as home:
+        left = recovery.recover(home.own, home.spool, home.journal, home.journal)
+        assert [batch.attempt for batch in left.adopted] == [0]
+        home.start_workload().take_alone(left.adopted)
+        finish(home)
+        check_once(home, {"a.png": BRIGHT})
+
+
 def test_once_does_not_wait_for_an_unreadable_file_however_often_it_rescans(home):
     home.drop({"a.png": BRIGHT})
     report = Report(code="unreadable", error="EIO")
@@ -650,9 +692,28 @@ def test_what_a_living_daemon_has_is_left_alone(tmp_path):
 def test_an_owner_that_left_nothing_is_cleaned_up_even_without_its_journal(tmp_path):
     """The log was moved, and settings.toml says where to: nobody needs the old place any more."""
     with house(tmp_path) as home:
-        owner.acquire(home.work, "old", Path("/no/such/log")).release()
+        owner.acquire(home.work, "old", JournalFolder(Path("/no/such/log"))).release()
         recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20)
         assert list(owner.others(home.work, home.own.name)) == []
+
+
+def test_what_a_daemon_of_another_machine_left_waits_for_its_journal(tmp_path):
+    """A log of the same path is here, too: it is another one, and would say that nothing was decided."""
+    with house(tmp_path) as home:
+        theirs = owner.acquire(home.work, "attics", JournalFolder(home.log, "f" * 32, "attic"))
+        home.drop({"a.png": BRIGHT})
+        batch = Spool(home.fd, theirs.folder).claim(["a.png"], 1, {}).batch
+        theirs.release()
+        left = recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20)
+        assert left.left_alone["attics"].startswith("the journal of attics, which left files in .work, is not in ")
+        assert f".work/attics/{batch.folder}/a.png" in home.files()
+
+
+def test_an_owner_with_another_journal_that_left_nothing_still_tells_of_it(tmp_path):
+    with house(tmp_path) as home:
+        owner.acquire(home.work, "attics", JournalFolder(home.log, "f" * 32, "attic")).release()
+        recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20)
+        assert list(owner.others(home.work, home.own.name)) == ["attics"]
 
 
 def test_files_without_their_journal_wait_and_it_says_where_it_is_missing(tmp_path):

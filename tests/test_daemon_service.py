@@ -117,7 +117,7 @@ def test_two_daemons_share_a_tray_and_sort_nothing_twice(tmp_path):
         until(lambda: not any(p.is_file() for p in (tmp_path / "tray/inbox").rglob("*")), "the inbox is empty")
         until(lambda: len(first.audience.lines) + len(second.audience.lines) == 61, "all are delivered")
     check(tmp_path, before)
-    assert {p.name.rpartition("-")[0] for p in (tmp_path / "log").iterdir()} == {"d", "d-2"}
+    assert {p.name.rpartition("-")[0] for p in (tmp_path / "log").glob("*.jsonl")} == {"d", "d-2"}
 
 
 def test_the_work_of_a_dead_daemon_is_taken_over_at_the_next_rescan(tmp_path):
@@ -379,6 +379,7 @@ def test_a_file_that_no_event_told_of_is_found_by_the_rescan_and_counted(tmp_pat
     service = make_service(settings, once=False)
     monkeypatch.setattr(service, "event", lambda: None)  # the kernel's queue is full: no event arrives
     with running(service):
+        until(lambda: service._session.inbox.is_idle, "what was there at the start is seen: it has no event either")
         picture(settings.tray.root / "inbox/quiet.png")
         until(lambda: (settings.tray.root / "happy/quiet.png").exists(), "the rescan finds it")
         until(lambda: service.totals.rescued == 1, "it is counted")

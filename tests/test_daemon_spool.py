@@ -223,7 +223,7 @@ def test_what_belongs_to_others_waits_and_is_named(home):
 
     def claimed():
         spool = Spool(home.fd, home.own.folder)
-        ready = {f: spool.readiness(s) for f, s in seen.items()}
+        ready = {s.file: why for s, why in spool.readiness(seen.values())}
         claim = spool.claim(["mine.jpg", "roots/a.jpg", "closed/b.jpg"], 1, {})
         return ready["private.jpg"], ready["mine.jpg"], [c.file for c in claim.batch.files], claim.blocked, claim.fault
 
@@ -340,22 +340,26 @@ def test_without_the_promise_a_name_that_a_line_gave_before_is_not_used(home, mo
 
 
 def sighting(home, file):
-    return Scanner(()).look(home.fd, file)
+    return next(Scanner(()).look(home.fd, [file]))[1]
+
+
+def readiness(home, seen):
+    return next(home.spool.readiness([seen]))[1]
 
 
 def test_a_file_is_ready_only_as_it_was_seen_last_and_without_a_writer(home):
     home.drop({"a.jpg": b"a"})
     seen = sighting(home, "a.jpg")
-    assert home.spool.readiness(seen) is None
+    assert readiness(home, seen) is None
     with open(home.root / "inbox" / "a.jpg", "ab") as file:
-        assert home.spool.readiness(seen) == "changing"
+        assert readiness(home, seen) == "changing"
         file.write(b"more")
-    assert home.spool.readiness(seen) == "changing", "it was written since it settled"
-    assert home.spool.readiness(sighting(home, "a.jpg")) is None
+    assert readiness(home, seen) == "changing", "it was written since it settled"
+    assert readiness(home, sighting(home, "a.jpg")) is None
     (home.root / "inbox" / "a.jpg").unlink()
-    assert home.spool.readiness(seen) is None, "the claim finds out"
+    assert readiness(home, seen) is None, "the claim finds out"
     (home.root / "inbox" / "a.jpg").mkdir()
-    assert home.spool.readiness(seen) == "changing"
+    assert readiness(home, seen) == "changing"
 
 
 def test_a_claimed_file_that_changes_is_not_settled(home):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import orjson
 import pytest
@@ -13,7 +14,7 @@ from daemon.events import Line
 from daemon.journal import Journal
 from daemon.status import as_json, describe, gather
 from daemon_parts import files_in, house, lay
-from trainer import bundle
+from trainer import bundle, decisions
 from trainer.settings import load
 
 
@@ -43,6 +44,16 @@ def test_before_the_first_start_it_says_what_will_come(settings):
     assert not settings.journal.root.exists()
 
 
+def test_the_last_retraining_is_told(settings, tmp_path):
+    (tmp_path / "models").mkdir()
+    now = datetime(2026, 5, 31, 3, 15, tzinfo=UTC)
+    assert "retrained" not in shown(settings)
+    decisions.append(tmp_path / "models", "refused", now, champion=1, challenger=2, reason="It is worse.")
+    assert "retrained 2026-05-31T03:15 refused: It is worse." in shown(settings)
+    decisions.append(tmp_path / "models", "rollback", now, champion=1, before=2)
+    assert "rollback: bundle 1, which stays until the next promotion" in shown(settings)
+
+
 def test_everything_that_a_person_asks_for_is_there(settings, tmp_path):
     with house(tmp_path) as home:
         home.drop({"a.jpg": b"", "sub/b.jpg": b"", ".part": b""})
@@ -58,7 +69,7 @@ def test_everything_that_a_person_asks_for_is_there(settings, tmp_path):
     assert "model     1 (tiny; happy, sad)" in text
     assert "waiting   2 in the inbox; 1 ignored (tray.ignore)" in text
     assert "sorted    3 (happy 2, sad 1)" in text
-    assert "review    1" in text
+    assert "review    0 to be looked at, of 1 that were sent there" in text
     assert "rejected  1 (empty 1)" in text
     assert r"x\xff.jpg: the file is\x1b[2J empty" in text
     assert found["running"] == ["d"]
@@ -74,7 +85,31 @@ def test_the_model_that_serves_is_named_and_the_one_that_will(settings, tmp_path
     assert "model     2 (tiny; happy, sad)" in shown(settings)
     with house(tmp_path) as home:
         home.journal.append([Line(event="started", model=1)])
-        assert "model     1 (tiny; happy, sad); model 2 from the next start on" in shown(settings)
+        assert "model     1 (tiny; happy, sad); model 2 is being loaded" in shown(settings)
+        home.journal.append([Line(event="model_loaded", model=2)])
+        assert "model     2 (tiny; happy, sad)\n" in shown(settings)
+
+
+def test_why_a_champion_is_refused_is_said_as_long_as_it_is_the_champion(settings, tmp_path):
+    for number in (1, 2, 3):
+        bundles.publish(settings.models.root, tmp_path / str(number))
+    link = settings.models.root / "champion"
+    with house(tmp_path) as home:
+        home.journal.append([Line(event="started", model=1)])
+        for number, told in ((2, "model 2 refused"), (None, "champion refused")):
+            link.unlink(missing_ok=True)
+            if number:
+                link.symlink_to(str(number))
+            home.journal.append([Line(event="model_refused", model=number, error="it is\x1b[2J broken")])
+            assert rf"model     1 (tiny; happy, sad); {told}: it is\x1b[2J broken" in shown(settings)
+        bundle.promote(settings.models.root, 3)
+        assert "model     1 (tiny; happy, sad); model 3 is being loaded" in shown(settings)
+        bundle.promote(settings.models.root, 1)
+        assert "model     1 (tiny; happy, sad)\n" in shown(settings)
+        link.unlink()
+        link.symlink_to("nowhere")
+        assert "model     1 (tiny; happy, sad)" in shown(settings), "what serves is said all the same"
+    assert "cannot be used" in shown(settings), "nothing serves, and nothing will"
 
 
 def test_the_counts_of_all_owners_are_added_up(settings):

@@ -285,13 +285,13 @@ def test_what_has_no_hash_is_left_alone(ask, sorted_tray):
 
 
 def test_a_file_that_changes_after_it_was_compared_is_put_back(ask, sorted_tray, monkeypatch):
-    real = undo._carrier
+    real = undo.errand
 
-    def late(settings, folder, plan, target):
+    def late(*arguments):
         (sorted_tray / "tray/happy/a.png").write_bytes(b"edited")
-        return real(settings, folder, plan, target)
+        return real(*arguments)
 
-    monkeypatch.setattr(undo, "_carrier", late)
+    monkeypatch.setattr(undo, "errand", late)
     status, out = ask("--model", "7", "--yes")
     assert status == 1
     assert "left alone: happy/a.png: it was changed just now" in out
@@ -403,8 +403,9 @@ def check_after(root: Path, before: dict[str, str]) -> None:
     check_accounts(root)
 
 
-@pytest.mark.parametrize(("resort", "stride"), [(0, 1), (1, 4)])
-def test_a_kill_at_every_step_loses_nothing(pairs, sorted_tray, tmp_path, resort, stride):
+# To the inbox there are fewer steps: a private folder is not synced by itself.
+@pytest.mark.parametrize(("resort", "stride", "steps"), [(0, 1, 60), (1, 4, 56)])
+def test_a_kill_at_every_step_loses_nothing(pairs, sorted_tray, tmp_path, resort, stride, steps):
     (sorted_tray / "tray/undone/a.png").write_text("was here before")
 
     def trial(step, undos, daemons):
@@ -423,7 +424,7 @@ def test_a_kill_at_every_step_loses_nothing(pairs, sorted_tray, tmp_path, resort
     undone = side_by_side(pairs, trial, range(1, 100, stride))
     kills = len(undone) - undone.count(None)
     assert undone[kills:] == [None] * (len(undone) - kills) != [], "the last steps come after the end"
-    assert kills > 60 / stride, "the steps were not counted"
+    assert kills > steps / stride, "the steps were not counted"
     assert sum(undone[:kills]) > (-1 if resort else kills), "most kills come after the lines"
     if not resort:
         assert undone[0] == 0

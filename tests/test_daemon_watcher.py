@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from daemon import fs
-from daemon.watcher import MAX_DEPTH, MAX_PATH, Scanner, Watcher, _file_system, needs_polling
+from daemon.watcher import MAX_DEPTH, MAX_PATH, Scanner, Watcher
 from daemon_parts import NOBODY, as_user, lay, needs_root, wait_for
 
 
@@ -135,35 +135,6 @@ def test_without_watches_to_spare_it_says_so(inbox):
     if ran.returncode in (77, 1) and "Errno" not in ran.stdout and not ran.stdout:
         pytest.skip(f"no user namespaces here: {ran.stderr[-200:]}")
     assert ran.stdout == "28 0\n" * 5, ran.stderr
-
-
-# Polling
-
-MOUNTS = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-30 22 0:40 / /mnt/a\040b rw - nfs4 server:/x rw
-31 22 0:41 / /net rw shared:2 master:1 - autofs systemd-1 rw
-32 31 0:42 / /net rw shared:3 - cifs //server/x rw
-33 22 0:43 / /home/x rw - fuse.sshfs x rw
-34 22 0:44 / /mnt/""" + "tête\u00a0\u2028".encode() + rb""" rw - nfs server:/y rw
-35 22 0:45 / /plain rw - xfs /dev/sdb rw
-"""  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/", "ext4"), ("/mnt", "ext4"), ("/mnt/a b", "nfs4"), ("/mnt/a b/tray", "nfs4"), ("/mnt/a bc", "ext4"),
-        ("/net/tray", "cifs"), ("/home/x/tray", "fuse.sshfs"), ("/mnt/tête\u00a0\u2028/tray", "nfs"),
-        ("/plain/tray", "xfs"), ("/plainly", "ext4"),
-    ],
-)  # fmt: skip
-def test_the_nearest_and_topmost_mount_tells_the_file_system(path, expected):
-    assert _file_system(os.fsencode(path), MOUNTS) == expected
-
-
-def test_a_local_folder_needs_no_polling(tmp_path):
-    assert not needs_polling(str(tmp_path))
-    assert _file_system(b"/x", b"") == ""
 
 
 # The scan
@@ -322,9 +293,9 @@ def test_an_inbox_that_is_missing_is_made_and_one_that_is_a_link_is_a_fault(tray
 def test_a_look_at_one_file_follows_nothing(tray, inbox):
     lay(inbox, {"sub/a.jpg": b"12"})
     (inbox / "link").symlink_to("sub")
-    scanner = Scanner(())
-    assert scanner.look(tray, "sub/a.jpg").size == 2
-    assert scanner.look(tray, "link").kind == "symlink"
-    for file in ("gone", "gone/a.jpg", "link/a.jpg", "sub/a.jpg/x"):
-        assert scanner.look(tray, file) is None
-    assert scanner.look(tray, "sub") is None, "a folder in a file's place would be claimed as a whole"
+    files = ("sub/a.jpg", "link", "gone", "gone/a.jpg", "link/a.jpg", "sub/a.jpg/x", "sub")
+    found = dict(Scanner(()).look(tray, files))
+    assert found["sub/a.jpg"].size == 2
+    assert found["link"].kind == "symlink"
+    assert [found[file] for file in files[2:6]] == [None] * 4
+    assert found["sub"] is None, "a folder in a file's place would be claimed as a whole"

@@ -40,6 +40,12 @@ def clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("MOODBOX_")}
 
 
+def wait_until_serving(daemon: subprocess.Popen[str]) -> None:
+    assert daemon.stdout is not None
+    while "serving" not in daemon.stdout.readline():
+        assert daemon.poll() is None
+
+
 def journal(root: Path) -> list[dict]:
     return [orjson.loads(raw) for path in root.glob("*log/*.jsonl") for raw in path.read_bytes().splitlines()]
 
@@ -92,14 +98,33 @@ def check_parity(root: Path, decisions: list[dict]) -> None:
         assert line["label"] == bundle.decide(loaded.manifest, scores).label
 
 
+def test_a_running_daemon_learns_by_itself_from_what_a_person_moves(tmp_path):
+    options = ("--set=daemon.learn_seconds=1", "--tray", "t")
+    pictures.write_picture(tmp_path / "one.jpg")
+    with subprocess.Popen(command("run", *options), cwd=tmp_path, env=clean(), stdout=subprocess.DEVNULL) as daemon:
+        try:
+            until((tmp_path / "t/inbox").exists)
+            (tmp_path / "one.jpg").rename(tmp_path / "t/inbox/one.jpg")
+            until(lambda: [line for line in journal(tmp_path) if line["event"] == "sorted"])
+            [place] = until(lambda: list((tmp_path / "t").glob("[hs]*/one.jpg")))
+            other = {"happy": "sad", "sad": "happy"}[place.parent.name]
+            place.rename(tmp_path / "t" / other / "one.jpg")
+            [example] = until(lambda: list((tmp_path / "training" / other).glob("[!.]*.jpg")))
+            assert example.read_bytes() == (tmp_path / "t" / other / "one.jpg").read_bytes()
+            [line] = until(lambda: [line for line in journal(tmp_path) if line["event"] == "corrected"])
+            assert (line["label"], line["predicted"], line["model"]) == (other, place.parent.name, 1)
+            assert daemon.poll() is None
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+    assert daemon.returncode == 0
+
+
 def test_run_sorts_what_arrives_and_stops_on_sigterm(tmp_path):
     with subprocess.Popen(
         command("run"), cwd=tmp_path, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as daemon:
         try:
-            assert daemon.stdout is not None
-            while "serving" not in daemon.stdout.readline():
-                assert daemon.poll() is None
+            wait_until_serving(daemon)
             inbox = tmp_path / "tray/inbox"
             pictures.write_picture(tmp_path / "one.jpg")
             (tmp_path / "one.jpg").rename(inbox / "one.jpg")
@@ -116,6 +141,39 @@ def test_run_sorts_what_arrives_and_stops_on_sigterm(tmp_path):
     assert all(orjson.loads(line) for line in errors.splitlines()), "stderr holds JSON lines and nothing else"
     assert journal(tmp_path)[-1]["event"] == "stopped"
     assert "not running" in moodbox(tmp_path, "status").stdout
+
+
+def test_a_running_daemon_takes_a_new_champion_and_refuses_a_broken_one(tmp_path):
+    models, inbox = tmp_path / "models", tmp_path / "tray/inbox"
+    bundle.install_shipped(models)
+    for _ in range(2):
+        bundle.publish(models, models / "1", bundle.read_manifest(models, 1))
+    (models / "3/model.tflite").write_bytes(b"broken")
+    with subprocess.Popen(
+        command("run"), cwd=tmp_path, env=clean(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as daemon:
+        try:
+            wait_until_serving(daemon)
+            for champion, event in ((2, "model_loaded"), (3, "model_refused")):
+                bundle.promote(models, champion)
+                until(lambda event=event: [line for line in journal(tmp_path) if line["event"] == event])
+                pictures.write_picture(inbox / f"{champion}.jpg")
+                until(lambda name=f"{champion}.jpg": not (inbox / name).exists())
+            assert "; model 3 refused: " in moodbox(tmp_path, "status").stdout
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            _, errors = daemon.communicate(timeout=DEADLINE)
+    assert daemon.returncode == 0, errors
+    assert all(orjson.loads(line) for line in errors.splitlines()), "stderr holds JSON lines and nothing else"
+    assert [line["model"] for line in journal(tmp_path) if line["event"] == "sorted"] == [2, 2]
+
+
+def until(condition):
+    end = time.monotonic() + DEADLINE
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)  # polling with a deadline
+    return found
 
 
 @pytest.mark.parametrize(

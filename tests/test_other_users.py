@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import pictures
-from daemon import tray
+from daemon import learn, tray
 from daemon.status import describe, gather
 from daemon_parts import NOBODY, as_user, needs_root
 from stand_in import make_service, settings_for
@@ -122,3 +122,18 @@ def test_a_class_folder_that_cannot_be_written_is_waited_out(root):
             return told
 
     assert "folder happy" in as_user(NOBODY, lock_out_and_back)
+
+
+@pytest.mark.parametrize("what", ["once", "learn"])
+def test_root_does_not_work_in_another_users_tray(root, what, capsys):
+    """What root makes there, the daemon could not use: its learning would fail each night from then on."""
+    once(root)
+    before = sorted(str(path) for path in root.rglob("*"))
+    settings = settings_for(root, models={"root": str(root / "models")})
+    if what == "once":
+        with pytest.raises(tray.TrayError, match=r"another user's: run it as that user \(sudo -u "):
+            make_service(settings).run()
+    else:
+        assert learn.run(settings, by_hand=False) == 2
+        assert "another user's: run it as that user" in capsys.readouterr().err
+    assert sorted(str(path) for path in root.rglob("*")) == before

@@ -448,3 +448,10 @@ def test_the_bundle_that_ships_installs_and_serves(tmp_path):
         f"golden/{name}.png" for name in ("happy", "sad", "gradient", "large", "portrait_happy", "portrait_sad", "face")
     }
     assert loaded.manifest.views == ("scene", "faces")
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(models):
+    (models / "1/manifest.json").unlink()
+    os.mkfifo(models / "1/manifest.json")
+    with pytest.raises(BundleError, match=r"manifest.json is no regular file"):
+        bundle.load(models, 1)

@@ -23,6 +23,8 @@ DEADLINE = 120.0
 
 # A training with everything that has a state: dropout, AdamW, a schedule, batch norm, shuffled batches.
 TRAINING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import os, sys, time
 from pathlib import Path
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -223,7 +225,7 @@ def on_terminal(argv, interrupt_at=""):
 
 
 def test_the_bar_ends_cleanly_on_ctrl_c(tmp_path):
-    screen, status = on_terminal(command(tmp_path, 0.05), "epoch 2/6")
+    screen, status = on_terminal(command(tmp_path, 0.2), "epoch 2/6")
     assert status == 1
     assert "━" in screen
     assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l")  # the cursor is shown again

@@ -143,7 +143,10 @@ def test_models_says_where_there_are_none(capsys, place):
 def test_rollback_goes_back_from_parent_to_parent(capsys, models):
     assert main(["rollback"]) == 0
     assert bundle.champion(models) == 2
-    assert capsys.readouterr().out.splitlines()[0] == "champion: bundle 2 (was 3)"
+    said, pinned, more = capsys.readouterr().out.splitlines()
+    assert "stays until" in pinned
+    assert said == "champion: bundle 2 (was 3)"
+    assert "a daemon that runs takes it within seconds" in more
     assert main(["rollback"]) == 0
     assert bundle.champion(models) == 1
     assert "there is no bundle before 1" in fails(capsys, 2, "rollback")

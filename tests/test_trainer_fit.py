@@ -15,7 +15,7 @@ import pytest
 
 import bundles
 import drawings
-from trainer import bundle, images, replay
+from trainer import bundle, decisions, images, known_labels, replay
 
 pytestmark = [
     pytest.mark.tf,
@@ -229,6 +229,10 @@ def test_a_bundle_that_is_not_promoted_leaves_the_champion(tutorial):
     assert bundle.read_manifest(models, 2).parent == 1
     assert "bundle 2, not the champion" in tutorial.second.stdout
     assert "rollback 2" in tutorial.second.stdout
+    (line,) = decisions.read(tutorial.place / "models")
+    read = bundle.read_manifest(tutorial.place / "models", 1)
+    assert (line["event"], line["champion"], line["folder"]) == ("fit", 1, read.dataset.hash)
+    assert len(known_labels.read(tutorial.place / "models")) == 80
 
 
 def test_the_same_photos_and_seed_give_the_same_model(tutorial):

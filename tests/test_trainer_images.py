@@ -448,14 +448,16 @@ def test_too_little_memory_is_an_image_error(monkeypatch):
     assert code_of(pictures.picture("PNG")) == "too_many_pixels"
 
 
-def test_no_warning_leaks_even_where_warnings_are_errors():
+@pytest.mark.parametrize("others", ["always", "error"])
+def test_no_warning_leaks_whatever_filter_others_put_first(others):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\xff\xff\xff\x7f\0\0\0\0\x0f\x01\x02\0\x20\0\0\0\xff\xff\0\0"
     mpf = b"MPF\0II*\0\x08\0\0\0\x01\0\x01\xb0\x04\0\x01\0\0\0\x02\0\0\0"
     jpeg = pictures.picture("JPEG", exif=exif)
     jpeg = jpeg[:2] + b"\xff\xe2" + struct.pack(">H", len(mpf) + 2) + mpf + jpeg[2:]
     apng = pictures.png(4, 4, pictures.png_chunk(b"acTL", struct.pack(">II", 0, 0)))
     with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+        decode(jpeg)
+        warnings.simplefilter(others)
         decode(jpeg)
         decode(apng)
     assert not seen

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon_parts import NOBODY, as_user, needs_root
 from trainer import settings
 from trainer.settings import SettingsError, load
 
@@ -48,6 +49,14 @@ def test_one_key_of_a_table_leaves_the_others_alone(alone, monkeypatch):
     monkeypatch.setenv("MOODBOX_TRAY__MAX_PIXELS", "6")
     tray = load(file).settings.tray
     assert (tray.settle_seconds, tray.max_pixels, tray.poll) == (2.0, 6, "auto")
+
+
+@needs_root
+def test_a_working_directory_that_may_not_be_entered_holds_no_settings(alone, monkeypatch):
+    """As for `sudo -u moodbox moodbox status` in root's home."""
+    monkeypatch.setattr(settings, "SYSTEM_FILE", Path("/etc/passwd"))
+    (alone / "cwd").chmod(0o700)
+    assert as_user(NOBODY, lambda: settings.find_file(None)) == Path("/etc/passwd")
 
 
 def test_where_the_file_is_looked_for(alone, monkeypatch):

@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import os
 
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import durable, split_record, splits, twins
+from trainer.errors import FailureError
 from trainer.split_record import NAME, DamagedRecordError, Entry
 from trainer.splits import Found, Fractions
 
@@ -353,11 +355,20 @@ def test_two_runs_do_not_write_at_the_same_time(root):
     os.close(other)
 
 
+def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(root, monkeypatch):
+    monkeypatch.setattr(split_record, "LOCK_SECONDS", 0.2)
+    other = os.open(root, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_SH)
+    with pytest.raises(FailureError, match="another program holds a lock on this folder"), split_record.locked(root):
+        pass
+    os.close(other)
+
+
 def test_a_file_system_without_locks_or_directory_fsync_will_do(root, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(split_record.fcntl, "flock", refuse)
+    monkeypatch.setattr(durable.fcntl, "flock", refuse)
     monkeypatch.setattr(durable, "sync_directory", refuse)
     assert settle(root, [photo(0)])[1] == ""
     assert len(split_record.read(root)) == 1

@@ -11,11 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from trainer.ending import at_once
 from trainer.errors import FailureError, InputError
 from trainer.settings import Settings, SettingsError, load
 
+INTERRUPTED = 130
 # command: the module and function that do it, and the options that it takes
 COMMANDS = {
     "check": ("trainer.check", "check", ("fix",)),
@@ -25,8 +27,10 @@ COMMANDS = {
     "evaluate": ("trainer.measuring", "evaluate", ("number",)),
     "explain": ("trainer.explain", "explain", ("files", "number")),
     "precisions": ("trainer.measuring", "precisions", ("number",)),
+    "retrain": ("trainer.retrain", "retrain", ("data",)),
     "models": ("trainer.commands", "models", ("as_json",)),
     "rollback": ("trainer.commands", "rollback", ("number",)),
+    "prune": ("trainer.retrain", "prune", ("dry_run",)),
     "tensorboard": ("trainer.board", "serve", ("port",)),
 }
 
@@ -59,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def interrupted(asked: argparse.Namespace) -> int:
     """Say that a signal ended the command, and how to go on."""
-    on = ": the same command with --resume goes on" if asked.command == "fit" else ""
-    return complain(f"interrupted{on}", 130)
+    how = {"fit": ": the same command with --resume goes on", "retrain": ": the next retraining goes on"}
+    on = how.get(asked.command, "")
+    return complain(f"interrupted{on}", INTERRUPTED)
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -139,11 +144,16 @@ def parser() -> argparse.ArgumentParser:
 
     _add(commands, "precisions", "compare float32, float16 and int8 of a bundle", [common, data, one])
 
+    _add(commands, "retrain", "learn from what is new, and promote the result if it is no worse", [common, data])
+
     models = _add(commands, "models", "list the bundles: figures, lineage", [common])
     models.add_argument("--json", dest="as_json", action="store_true", help="whole manifests, a line for each")
 
     rollback = _add(commands, "rollback", "make an earlier bundle the champion", [common])
     rollback.add_argument("number", type=int, nargs="?", metavar="N", help="default: the champion's parent")
+
+    prune = _add(commands, "prune", "remove old bundles, never the champion", [common])
+    prune.add_argument("--dry-run", action="store_true", help="say which, and remove nothing")
 
     board = _add(commands, "tensorboard", "show all runs in TensorBoard", [common])
     board.add_argument("--port", type=int, default=6006, metavar="PORT", help="on this machine alone; default: 6006")
@@ -163,5 +173,16 @@ def dispatch(asked: argparse.Namespace, settings: Settings) -> None:
     call(settings, **{name: getattr(asked, name) for name in options})
 
 
+def command() -> NoReturn:
+    """Run a command and end the process; at once where it was interrupted.
+
+    TensorFlow's threads may be at work then, and the interpreter's teardown under them has ended in SIGSEGV.
+    """
+    status = main()
+    if status == INTERRUPTED:
+        at_once(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -51,7 +51,7 @@ __all__ = [
 
 CHAMPION, STAGING = "champion", ".staging-"
 STALE_SECONDS = 24 * 3600
-NUMBER = re.compile(r"[1-9][0-9]*")
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def numbers(models: Path) -> list[int]:

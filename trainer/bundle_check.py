@@ -6,6 +6,8 @@ predicts. No code of a bundle is ever run: JSON, PNG and a LiteRT flat buffer ar
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +129,10 @@ def refused(path: Path, what: str) -> BundleError:
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        return (path / name).read_bytes()
+        with open(os.open(path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe would be waited for
+                raise refused(path, f"{name} is no regular file")
+            return file.read()
     except FileNotFoundError:
         raise refused(path, f"{name} is missing" if path.is_dir() else "there is no such bundle") from None
     except OSError as error:

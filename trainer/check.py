@@ -47,7 +47,7 @@ def check(settings: Settings, *, fix: bool) -> None:
     origins: dict[str, Origin] = {}
     size = network_size(settings)
     rules = FaceRules() if "faces" in viewing.settled(settings).trainer.views else None
-    cache = prepared.Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels, rules)
+    cache = prepared.shared(settings, size, rules)
     found = Findings(open_dataset(settings, remembering(cache, origins)), origins, size, with_faces=rules is not None)
     folder = set_aside.new_folder(settings.trainer.runs / "check", datetime.now(UTC))
     show(found)

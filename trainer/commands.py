@@ -13,7 +13,7 @@ from types import ModuleType
 
 from rich.console import Console
 
-from trainer import bundle, lineage, memory, progress, quiet, runs
+from trainer import bundle, decisions, lineage, memory, progress, quiet, runs
 from trainer.dataset import class_folders
 from trainer.errors import InputError
 from trainer.output import show_unused, write
@@ -102,7 +102,9 @@ def models(settings: Settings, *, as_json: bool) -> None:
     elif not found:
         write(f"no bundles in {root}: `moodbox-train fit --data DIR` makes one")
     else:
-        Console().print(lineage.table(root, found, serving))
+        lines = decisions.read(root)
+        pinned, refused = decisions.pinned(lines), decisions.refused(lines)
+        Console().print(lineage.table(root, found, serving, pinned=pinned, refused=refused))
 
 
 def rollback(settings: Settings, number: int | None) -> None:
@@ -113,9 +115,11 @@ def rollback(settings: Settings, number: int | None) -> None:
     target = before(root, was) if chosen is None else chosen
     with quiet.native_stderr():
         bundle.load(root, target)
+    decisions.append(root, decisions.ROLLBACK, datetime.now(UTC), champion=target, before=was)
     bundle.promote(root, target)
     write(f"champion: bundle {target}" + (f" (was {was})" if was not in (None, target) else ""))
-    write("a daemon that runs takes it at its next start")
+    write("it stays until `fit` or a retraining with new corrections promotes another")
+    write("a daemon that runs takes it within seconds; where its classes differ, when it is restarted")
 
 
 def known(root: Path, number: int | None) -> int | None:

@@ -152,7 +152,7 @@ def read(root: Path, prepare: Prepare, fractions: Fractions, rules: Rules, *, re
 def class_folders(root: Path, rules: Rules) -> tuple[tuple[str, ...], list[Unused]]:
     """Return the class names, and what lies beside the class folders. Raises DatasetError."""
     try:
-        entries = sorted((e for e in os.scandir(root) if not _skipped(e.name, rules)), key=lambda e: e.name)
+        entries = sorted((e for e in os.scandir(root) if not rules.skips(e.name)), key=lambda e: e.name)
     except OSError as error:
         raise DatasetError(f"{printable(root)}: the folder of photos cannot be read: {error.strerror}") from None
     folders = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
@@ -169,10 +169,6 @@ def class_folders(root: Path, rules: Rules) -> tuple[tuple[str, ...], list[Unuse
         return check_class_names(folders), beside
     except ValueError as error:
         raise DatasetError(f"{printable(root)}: {error}: rename that folder") from None
-
-
-def _skipped(name: str, rules: Rules) -> bool:
-    return rules.skips(name) or split_record.NAME in name  # its temporary name too, whatever tray.ignore says
 
 
 def _read(root: Path, path: str, label: int, prepare: Prepare, rules: Rules, known: Record) -> Found | Unused:

@@ -32,7 +32,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise FailureError(
-            f"{printable(folder)}: {reason}: nothing was published; make room there, then go on with --resume"
+            f"{printable(folder)}: {reason}: nothing was published; make room there, then go on: `fit` with --resume, "
+            "`retrain` as it is"
         ) from None
 
 

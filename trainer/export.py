@@ -76,7 +76,7 @@ def stage(
 
 def _stage_faces(reader: FacePart, folder: Path, classes: int) -> views.FaceReader:
     """Write the detector and the face network; it is small: float16 whatever the scene's precision is."""
-    detector, rules = faces.shipped_detector(), reader.rules
+    detector, rules = reader.detector or faces.shipped_detector(), reader.rules
     flat_buffer = to_litert(face_network.as_served(reader.network), Precision("float16"))
     (folder / DETECTOR).write_bytes(detector)
     (folder / FACE_MODEL).write_bytes(flat_buffer)

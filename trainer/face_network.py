@@ -29,10 +29,14 @@ LAST = "probabilities"
 
 @dataclass(frozen=True)
 class FacePart:
-    """The faces' part of a model: the rules by which they are cut out, and the Keras network that reads them."""
+    """The faces' part of a model: the rules by which they are cut out, and the Keras network that reads them.
+
+    `detector` is the one that finds them, a LiteRT file; nothing stands for the one that ships.
+    """
 
     rules: FaceRules
     network: keras.Model
+    detector: bytes = b""
 
 
 def build(size: int, classes: int) -> keras.Model:

@@ -38,15 +38,19 @@ def head(features: NDArray[np.float16], classes: int) -> keras.Model:
 
 
 def _standardising(features: NDArray[np.float16]) -> layers.Normalization:
-    """Return what `Normalization.adapt` would give, but for features that hardly vary: theirs is a least variance.
+    mean, variance = spread(features.astype(np.float32))
+    return layers.Normalization(mean=mean, variance=variance, name="standardise")
+
+
+def spread(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the mean and variance (F,) of features (N, F), but for those that hardly vary: theirs is a least variance.
 
     Among a few photos a feature may be almost constant; divided by its deviation, it would outvote all others in the
     first photo that has it.
     """
-    values = features.astype(np.float32)
     variance = values.var(axis=0)
     least = LEAST_VARIANCE * variance.mean() + keras.config.epsilon()
-    return layers.Normalization(mean=values.mean(axis=0), variance=np.maximum(variance, least), name="standardise")
+    return values.mean(axis=0), np.maximum(variance, least)
 
 
 def folded(trained: keras.Model) -> Last:

@@ -140,10 +140,11 @@ def _set_up(max_pixels: int) -> None:
 def _hush() -> None:
     """Ignore Pillow's warnings (odd EXIF, odd TIFF tags) in the whole process: no caller can mend a photo.
 
-    `warnings.catch_warnings` is not thread-safe, a filter is. It is looked for each time, since others (pytest) take
-    filters away again.
+    `warnings.catch_warnings` is not thread-safe, a filter is. It must be the first, and is looked for each time: others
+    (pytest) take filters away again, or put their own before it.
     """
-    if not any(getattr(module, "pattern", "") == r"PIL\." for _, _, _, module, _ in warnings.filters):
+    first = warnings.filters[0] if warnings.filters else None
+    if first is None or getattr(first[3], "pattern", "") != r"PIL\.":
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

@@ -4,6 +4,7 @@ Invariant: it reads manifests alone, and a damaged one costs no other its line.
 """
 
 import json
+from collections.abc import Container
 from pathlib import Path
 
 from rich import box
@@ -13,18 +14,23 @@ from rich.text import Text
 from trainer import bundle
 
 
-def table(root: Path, numbers: list[int], serving: int | None) -> Table:
+def table(
+    root: Path, numbers: list[int], serving: int | None, *, pinned: bool = False, refused: Container[int] = ()
+) -> Table:
     """Return the bundles, each below the one before, as a table that fits 80 columns."""
     shown = Table("bundle", box=box.SIMPLE_HEAD, caption_justify="left")
     for name in ("from", "accuracy (95 %)", "photos", "network, classes", "created"):
         shown.add_column(name)
     for number in numbers:
-        mark = Text(f"{number} *" if number == serving else str(number))
+        mark = Text(f"{number} *" if number == serving else f"{number} -" if number in refused else str(number))
         try:
             shown.add_row(mark, *map(Text, described(bundle.read_manifest(root, number))))
         except bundle.BundleError as error:
             shown.add_row(mark, "", Text(str(error)))
-    shown.caption = "* the champion; from: the champion of that time" if serving else None
+    champion = "the champion, pinned by rollback until the next promotion" if pinned else "the champion"
+    marks = f"* {champion}; " + ("- refused by a retraining; " if any(n in refused for n in numbers) else "")
+    judged = "\neach accuracy is on the test photos of its own time: compare two by `moodbox-train evaluate`"
+    shown.caption = f"{marks}from: the champion of that time{judged}" if serving else None
     return shown
 
 

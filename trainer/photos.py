@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 CHUNK = 256
+OWN = "moodbox-"  # behind a dot or, while they are written, two: what the product keeps in the folder of photos
 DEEPEST = 100  # folders in one another: nobody sorts photos like that, and Python has its own limit
 
 T = TypeVar("T")
@@ -28,8 +29,9 @@ class Rules:
     max_file_bytes: int
 
     def skips(self, name: str) -> bool:
-        """Tell whether a file or folder of this name is ignored."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignore)
+        """Tell whether a file or folder of this name is ignored; the product's own files always are."""
+        own = name.startswith(".") and name.lstrip(".").startswith(OWN)
+        return own or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignore)
 
 
 def walk(root: Path, folder: str, rules: Rules, depth: int = 0) -> Iterator[str]:

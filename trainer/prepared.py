@@ -24,6 +24,7 @@ from trainer import durable, faces, images
 from trainer.errors import FailureError
 from trainer.manifest import FaceRules
 from trainer.progress import printable
+from trainer.settings import Settings
 from trainer.views import Eye
 
 COMPRESSION = 1  # zlib level: 3 times quicker than the default, files a tenth larger
@@ -146,6 +147,11 @@ class Cache:
         if not hasattr(self._own, "find"):
             self._own.find = faces.Finder(faces.shipped_detector(), self.rules)
         return picture, self._own.find(picture)
+
+
+def shared(settings: Settings, size: int, rules: FaceRules | None) -> Cache:
+    """Return the folder of prepared photos that all runs share."""
+    return Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels, rules)
 
 
 def _origin(picture: images.Picture, found: faces.Found) -> Origin:

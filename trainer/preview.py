@@ -31,7 +31,7 @@ def preview(settings: Settings) -> None:
 
     plan = Plan.of(viewing.settled(settings).trainer)
     size = plan.image_size
-    cache = prepared.Cache(settings.trainer.runs / "prepared", size, settings.tray.max_pixels, plan.faces)
+    cache = prepared.shared(settings, size, plan.faces)
     data = open_dataset(settings, cache.add, record=False)
     cache.root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.root.parent, prefix=".preview-") as view:

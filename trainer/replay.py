@@ -33,6 +33,10 @@ class Replay:
     sha256_prefix: NDArray[np.uint64]
     faces_prefix: NDArray[np.uint64] = field(default_factory=lambda: np.array([], np.uint64))
 
+    def splits_by_prefix(self) -> dict[int, int]:
+        """Return the split, an index into SPLITS, by the prefix of the hash."""
+        return dict(zip(self.sha256_prefix.tolist(), self.splits.tolist(), strict=True))
+
     def write(self, path: Path) -> None:
         """Write the arrays to `path`, uncompressed: features hardly compress."""
         np.savez(path, **vars(self))

@@ -62,7 +62,7 @@ def write(
     mistakes, uncertain, unexplained = _cards(bundle, predictions, answers)
     right = answers == predictions.labels
     confidence = predictions.scores[np.arange(len(answers)), answers]
-    page = _template().render(
+    page = template(TEMPLATE).render(
         title=title,
         verdict=verdict(metrics, confidence),
         notes=list(notes),
@@ -85,7 +85,8 @@ def write(
     durable.replace(path, page.encode(errors="backslashreplace"))
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return a page's template; whatever is put into it is shown as text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer", ""),
         autoescape=True,
@@ -94,7 +95,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "printable": printable}
-    return environment.get_template(TEMPLATE)
+    return environment.get_template(name)
 
 
 def _classes(metrics: Metrics) -> list[tuple[str, Share, Share]]:
@@ -179,13 +180,17 @@ def _margins(bundle: Bundle, scores: NDArray[np.float32]) -> NDArray[np.float32]
 
 def _card(predictions: Predictions, answer: int, i: int, name: str, small: Thumbnail) -> Card:
     names, row = predictions.class_names, predictions.scores[i]
-    name = printable(name)
-    if len(name) > MOST_NAME:
-        name = f"{name[: MOST_NAME // 3]}…{name[-2 * MOST_NAME // 3 :]}"
+    name = shortened(name)
     best = np.argsort(-row, kind="stable")[:3]
     scores = ", ".join(f"{names[c]} {row[c]:.2f}" for c in best)
     label = int(predictions.labels[i])
     return Card(name, names[label], names[answer], label == answer, scores, _of_views(predictions, i, answer), small)
+
+
+def shortened(name: str) -> str:
+    """Return the name of a file as it is shown."""
+    name = printable(name)
+    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME // 3]}…{name[-2 * MOST_NAME // 3 :]}"
 
 
 def _of_views(predictions: Predictions, i: int, answer: int) -> str:

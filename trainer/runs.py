@@ -5,11 +5,11 @@ interrupted, and can be gone on with where the photos and settings are still the
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,10 @@ def opened(runs: Path, name: str, now: datetime, *, resume: bool) -> Iterator[Pa
                 workdir.rmdir()
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path) -> AbstractContextManager[None]:
     """Keep other processes from working in the same directory. Raises InputError where one does."""
-    descriptor = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise InputError(f"{printable(workdir)}: this run is still at work: wait for its end, or end it") from None
-    finally:
-        os.close(descriptor)
+    refusal = InputError(f"{printable(workdir)}: this run is still at work: wait for its end, or end it")
+    return durable.exclusive(workdir, os.O_RDONLY | os.O_DIRECTORY, refusal)
 
 
 def last_unfinished(runs: Path) -> Path:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_settings import (
@@ -25,7 +25,7 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
-from trainer.tables import Daemon, Dataset, Journal, Models, Trainer, Tray
+from trainer.tables import Daemon, Dataset, Journal, Metrics, Models, Trainer, Tray
 
 Nested = dict[str, Any]
 
@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     journal: Journal = Journal()
     daemon: Daemon = Daemon()
     models: Models = Models()
+    metrics: Metrics = Metrics()
     dataset: Dataset = Dataset()
     trainer: Trainer = Trainer()
 
@@ -84,7 +85,9 @@ def find_file(named: Path | None) -> Path | None:
         if not asked.is_file():
             raise SettingsError(f"settings file {str(asked)!r} does not exist: check --settings and {ENV_FILE}")
         return asked
-    return next((f for f in (Path("settings.toml"), SYSTEM_FILE) if f.is_file()), None)
+    if os.path.isfile(here := Path("settings.toml")):  # a folder that this user may not enter holds none for it
+        return here
+    return SYSTEM_FILE if SYSTEM_FILE.is_file() else None
 
 
 def load(named: Path | None = None, flags: Sequence[str] = (), options: Nested | None = None) -> Loaded:
@@ -118,6 +121,15 @@ def _merge(base: Nested, nearer: Nested) -> Nested:
 def _defaults() -> Nested:
     tables = {name: field.default for name, field in Settings.model_fields.items()}
     return {name: {k: v for k, v in table if isinstance(v, Path)} for name, table in tables.items()}
+
+
+def _path_keys() -> dict[str, list[str]]:
+    tables = {name: type(field.default).model_fields for name, field in Settings.model_fields.items()}
+    return {name: [k for k, f in table.items() if _is_path(f.annotation)] for name, table in tables.items()}
+
+
+def _is_path(annotation: Any) -> bool:
+    return annotation is Path or Path in get_args(annotation)
 
 
 def _keys() -> dict[str, list[str]]:
@@ -159,7 +171,7 @@ def _parse(flags: Sequence[str]) -> Nested:
 
 def _anchor(nested: Nested, base: Path) -> Nested:
     """Make relative paths absolute, `~` included, so that no later chdir changes what they mean."""
-    paths = _defaults()
+    paths = _path_keys()
     return {
         name: {
             k: _path(base, v) if k in paths.get(name, ()) and isinstance(v, str | Path) and str(v) else v

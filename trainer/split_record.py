@@ -5,7 +5,6 @@ whole, under a lock on the folder; where a line cannot be understood, reading it
 """
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,11 +14,12 @@ from pathlib import Path
 import orjson
 
 from trainer import durable
-from trainer.errors import InputError
+from trainer.errors import FailureError, InputError
 from trainer.progress import printable
 
 NAME = ".moodbox-splits.jsonl"
 SPLITS = ("train", "validation", "test")
+LOCK_SECONDS = 600.0  # that another run may take to split
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PHASH = re.compile(r"([0-9a-f]{64})?")
@@ -65,14 +65,15 @@ def add(root: Path, new: Record) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Keep other runs from writing the record of this folder meanwhile, where the file system has locks."""
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    """Keep other runs from writing the record of this folder meanwhile, where the file system has locks.
+
+    Raises FailureError where another one does not let go of it.
+    """
+    refusal = FailureError(f"{printable(root)}: another program holds a lock on this folder (lslocks says which)")
+    with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held.enter_context(durable.exclusive(root, os.O_RDONLY | os.O_DIRECTORY, refusal, seconds=LOCK_SECONDS))
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

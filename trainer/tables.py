@@ -24,6 +24,12 @@ def _plain_name(value: str) -> str:
     return value
 
 
+def _prom(value: Path | Literal[""]) -> Path | Literal[""]:
+    if value and Path(value).suffix != ".prom":
+        raise ValueError("node_exporter reads files whose names end in .prom")
+    return value
+
+
 def _with_scene(value: tuple[str, ...]) -> tuple[str, ...]:
     if value and value not in (("scene",), ("scene", "faces")):
         raise ValueError('write ["scene"], ["scene", "faces"], or [] to have the photos decide')
@@ -64,6 +70,8 @@ class Daemon(Table):
     max_attempts: int = Field(3, ge=1, le=100)
     decode_seconds: float = Field(60.0, gt=0.0)
     review_below: float = Field(0.0, ge=0.0, le=1.0)
+    audit_fraction: float = Field(0.0, ge=0.0, le=1.0)
+    learn_seconds: float = Field(3600.0, ge=0.0, le=31_536_000)
     threads: int = Field(0, ge=0, le=256)
 
     @property
@@ -85,6 +93,14 @@ class Models(Table):
     """Where bundles are published."""
 
     root: Path = Path("models")
+    keep: int = Field(10, ge=1)
+
+
+class Metrics(Table):
+    """Figures for Prometheus: a textfile of node_exporter's."""
+
+    file: Annotated[Path | Literal[""], AfterValidator(_prom)] = ""
+    seconds: float = Field(15.0, ge=1.0, le=3600)
 
 
 class Dataset(Table):
@@ -114,4 +130,6 @@ class Trainer(Table):
     stop_below_loss: float = Field(0.0, ge=0.0)
     hooks: str = ""
     profile: bool = False
+    least_accuracy: float = Field(0.6, ge=0.0, le=1.0)
+    full_from: int = Field(200, ge=10)
     precision: Literal["float32", "float16", "int8"] = "float16"

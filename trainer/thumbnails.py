@@ -54,6 +54,11 @@ def thumbnails(
     return tuple(_thumbnail(picture, laid.get(i), photos[i][2]) for i, picture in enumerate(pictures)), why
 
 
+def plain(path: Path, max_pixels: int) -> Thumbnail:
+    """Draw a photo alone."""
+    return _thumbnail(_read(path, SIDE, max_pixels), None, ())
+
+
 def explainer(bundle: Bundle) -> Explainer:
     """Load the bundle's Keras model, and return what gives Grad-CAM overlays of pictures for the classes answered.
 

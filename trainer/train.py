@@ -17,7 +17,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer import assembly, bundle, evaluate, face_training, hooks, prepared, results, runs, viewing
+from trainer import (
+    assembly,
+    bundle,
+    decisions,
+    evaluate,
+    face_training,
+    hooks,
+    known_labels,
+    prepared,
+    results,
+    runs,
+    viewing,
+)
 from trainer.dataset import SPLITS, Dataset, open_dataset
 from trainer.disk import disk_errors
 from trainer.fit import Fitted, Plan, View, fit
@@ -66,9 +78,17 @@ def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool) -> T
     number = published(settings.models.root, served, draft)
     trained = Trained(number, metrics, data)
     if promote and not trained.guesses:
-        bundle.promote(settings.models.root, number)
+        take_over(settings.models.root, trained)
     runs.finish(workdir, {"bundle": number, "metrics": metrics.as_json()})
     return trained
+
+
+def take_over(models: Path, trained: Trained) -> None:
+    """Make the bundle the champion; the line is first, so that a kill in between loses nothing."""
+    before, now = bundle.champion(models), datetime.now(UTC)
+    decisions.append(models, decisions.FIT, now, champion=trained.number, before=before, folder=trained.data.hash)
+    bundle.promote(models, trained.number)
+    known_labels.write(models, trained.data)
 
 
 def fitted_to(settings: Settings, plan: Plan, data: Dataset, view: View, workdir: Path) -> Fitted:
@@ -111,7 +131,7 @@ def make_repeatable(seed: int) -> None:
 
 def cache_of(settings: Settings, plan: Plan) -> prepared.Cache:
     """Return the folder of prepared photos that all runs share."""
-    return prepared.Cache(settings.trainer.runs / "prepared", plan.image_size, settings.tray.max_pixels, plan.faces)
+    return prepared.shared(settings, plan.image_size, plan.faces)
 
 
 def prepare(settings: Settings, plan: Plan) -> Dataset:
