@@ -77,9 +77,15 @@ def test_status_names_what_waits_and_why(root):
     def look() -> str:
         settings = settings_for(root)
         service = make_service(settings, once=False)
+        shown = [""]
+
+        def names_all() -> bool:
+            shown[0] = "\n".join(describe(gather(settings)))
+            return shown[0].count("knows a cure") == 3
+
         with running(service):
-            until(lambda: len(service.totals.blocked) == 3, "it is noted")
-            return "\n".join(describe(gather(settings)))
+            until(names_all, "status names what waits")
+        return shown[0]
 
     as_user(PERSON, lambda: drop(root))
     shown = as_user(NOBODY, look)
