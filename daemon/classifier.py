@@ -49,9 +49,9 @@ class Classifier:
                 path.write_bytes(data)
             return cls(bundle.load(Path(models), number))
 
-    def make_predictor(self) -> Predictor:
-        """Return a warm predictor for one thread: a picture that `eye` decoded, to probabilities."""
-        predictor = self._bundle.predictor()
+    def make_predictor(self, cores: int = 1) -> Predictor:
+        """Return a warm predictor, for one thread at a time: a picture that `eye` decoded, to probabilities."""
+        predictor = self._bundle.predictor(cores)
         predictor.warm(self.eye.size)
         return predictor
 

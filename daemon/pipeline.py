@@ -21,6 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from daemon.inspection import Limits, Outcome, Report, decoder_failed, fingerprint, inspect, judged
+from daemon.predictors import Make, Predictors
 from trainer.images import Picture
 from trainer.views import Eye, Predictor
 
@@ -33,7 +34,7 @@ class _Model:
     """A model that serves, or did when `chunks` were submitted that are not answered yet."""
 
     eye: Eye
-    predictors: Sequence[Predictor]  # one for each thread
+    predictors: Predictors
     chunks: int = 0
 
 
@@ -46,7 +47,7 @@ class Pipeline:
     def __init__(
         self,
         eye: Eye,
-        make_predictor: Callable[[], Predictor],
+        make_predictor: Make,
         deliver: Callable[[str, int, Outcome], None],
         *,
         threads: int,
@@ -61,7 +62,7 @@ class Pipeline:
         self._iterator = iter(self._dataset())
         self._lock = threading.Lock()
         self._current = 0
-        self._models = {0: _Model(eye, [make_predictor() for _ in range(threads)])}  # by the order in which they came
+        self._models = {0: _Model(eye, Predictors.made(make_predictor, threads))}  # by the order in which they came
         self._workers = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(threads)]
         for worker in self._workers:
             worker.start()
@@ -75,8 +76,8 @@ class Pipeline:
         for start in starts:
             self._queue.put((orjson.dumps([key, start, self._current]), list(paths[start : start + chunk])))
 
-    def swap(self, eye: Eye, predictors: Sequence[Predictor]) -> None:
-        """Use another model, with a predictor for each thread, for what is submitted from now on; waits for nothing.
+    def swap(self, eye: Eye, predictors: Predictors) -> None:
+        """Use another model, with predictors for as many threads, for what is submitted from now on; waits for nothing.
 
         Called by the thread that submits. The old model is let go when the last of its chunks is answered.
         """
@@ -148,14 +149,20 @@ class Pipeline:
         raw, paths, pixels = (part.numpy() for part in element)
         key, start, number = orjson.loads(raw)
         model = self._models[number]
+        predict = model.predictors.alone if self._is_alone() else model.predictors.each[thread]
         for offset, (path, small, (report, picture)) in enumerate(
             zip(paths, pixels, self._decoded.pop(raw), strict=True)
         ):
             whole = None if picture is None else replace(picture, pixels=small)
-            self._deliver(key, start + offset, self._predict(model.predictors[thread], path, whole, report))
+            self._deliver(key, start + offset, self._predict(predict, path, whole, report))
         with self._lock:
             model.chunks -= 1
             self._let_go()
+
+    def _is_alone(self) -> bool:
+        """Tell whether the caller's chunk is all there is: it counts until it is answered, so no two are alone."""
+        with self._lock:
+            return sum(model.chunks for model in self._models.values()) == 1
 
     def _predict(self, predict: Predictor, path: bytes, picture: Picture | None, report: Report) -> Outcome:
         if picture is None:

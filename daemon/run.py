@@ -21,6 +21,7 @@ from daemon.inspection import Limits
 from daemon.journal import was_served
 from daemon.learner import Learner, command_of
 from daemon.owner import OwnerError
+from daemon.predictors import Predictors
 from daemon.reload import Reloader
 from daemon.service import MakePipe, Pipe, PipelineError, Post, Service, StuckError
 from daemon.succession import Load, Successor
@@ -98,9 +99,8 @@ def _make_pipe(settings: Settings, classifier: Classifier) -> MakePipe:
 def _make_load(settings: Settings) -> Load:
     def load(number: int) -> Successor:
         classifier = Classifier.load(settings.models.root, number)
-        return Successor(
-            classifier, classifier.eye, [classifier.make_predictor() for _ in range(settings.daemon.cores)]
-        )
+        predictors = Predictors.made(classifier.make_predictor, settings.daemon.cores)
+        return Successor(classifier, classifier.eye, predictors)
 
     return load
 

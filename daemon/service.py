@@ -9,7 +9,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -20,13 +20,14 @@ from daemon import pulse, systemd, tray
 from daemon.events import Line
 from daemon.inspection import Limits, Outcome
 from daemon.logs import printable
+from daemon.predictors import Predictors
 from daemon.session import Session
 from daemon.succession import Load, Serving, Succession, Successor
 from daemon.totals import Totals
 from daemon.upkeep import State, Upkeep
 from daemon.workload import Submit
 from trainer.settings import Settings
-from trainer.views import Eye, Predictor
+from trainer.views import Eye
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 STOP_SECONDS = 20.0
@@ -41,7 +42,7 @@ class Pipe(Protocol):
 
     @property
     def submit(self) -> Submit: ...
-    def swap(self, eye: Eye, predictors: Sequence[Predictor]) -> None: ...
+    def swap(self, eye: Eye, predictors: Predictors) -> None: ...
     def slowest(self, now: float) -> tuple[float, bytes]: ...
     def close(self) -> None: ...
 

@@ -9,15 +9,16 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from daemon.logs import printable
+from daemon.predictors import Predictors
 from trainer import bundle
 from trainer.bundle import BundleError
-from trainer.views import Eye, Predictor
+from trainer.views import Eye
 
 LOOK_SECONDS = 1.0
 HANGS_SECONDS = 300.0  # the largest bundle loads in less
@@ -37,11 +38,11 @@ class Serving(Protocol):
 
 @dataclass(frozen=True)
 class Successor:
-    """A champion that is ready to serve, with a warm predictor for each thread of the pipeline."""
+    """A champion that is ready to serve, with warm predictors for the pipeline."""
 
     serving: Serving
     eye: Eye
-    predictors: Sequence[Predictor]
+    predictors: Predictors
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import bundles
 from daemon import succession
 from daemon.classifier import Classifier
 from daemon.inspection import Limits, Outcome, inspect
+from daemon.predictors import Predictors
 from daemon.service import Service
 from daemon.succession import Refusal, Succession, Successor
 from daemon_parts import LIMITS, Decider, classify, house, wait_for
@@ -44,7 +45,7 @@ def models(tmp_path):
 def loader(models, threads=1):
     def load(number):
         classifier = Classifier.load(models, number)
-        return Successor(classifier, classifier.eye, [classifier.make_predictor() for _ in range(threads)])
+        return Successor(classifier, classifier.eye, Predictors.made(classifier.make_predictor, threads))
 
     return load
 
@@ -84,7 +85,7 @@ def test_a_new_champion_comes_loaded_and_warm_once(models):
         heir.look()
     assert isinstance(heir.news, Successor)
     assert load.numbers == [2]
-    predict, eye = heir.news.predictors[0], heir.news.eye
+    predict, eye = heir.news.predictors.each[0], heir.news.eye
     expected = bundles.scores(RED, steep=STEEPS[2])
     assert predict(eye(bundles.png(RED))).scores == pytest.approx(expected, abs=0.01)
     heir.took(heir.news)
@@ -334,7 +335,7 @@ class BundlePipe:
         self._queue.put((self._model, key, paths))
 
     def swap(self, eye, predictors):
-        self._model = (eye, predictors[0])
+        self._model = (eye, predictors.each[0])
 
     def slowest(self, _now):
         return 0.0, b""
@@ -574,7 +575,7 @@ def test_each_chunk_is_judged_by_the_model_it_was_submitted_to(tmp_path, models)
     for round_ in range(5):
         for number, source in enumerate(sources):
             if round_ or number:
-                pipeline.swap(source.eye, [source.make_predictor() for _ in range(2)])
+                pipeline.swap(source.eye, Predictors.made(source.make_predictor, 2))
             key = f"{round_}-{number}"
             batches[key] = source
             pipeline.submit(key, golden)

@@ -1,11 +1,13 @@
 """One picture, one score: Keras, LiteRT and the daemon's own path agree on the model that ships."""
 
-import threading
+import queue
+from collections import Counter
 
 import numpy as np
 import pytest
 
 import pictures
+from daemon_parts import wait_for
 from trainer import bundle
 
 pytestmark = [
@@ -34,27 +36,56 @@ def files(shipped, tmp_path_factory):
     return made
 
 
+class Asked:
+    """Counts the pictures that a predictor of so many cores is asked about."""
+
+    def __init__(self, classifier):
+        self.by_cores, self._make = Counter(), classifier.make_predictor
+
+    def make(self, cores):
+        predict = self._make(cores)
+
+        def counted(picture):
+            self.by_cores[cores] += 1
+            return predict(picture)
+
+        return counted
+
+
 @pytest.fixture(scope="module")
-def served(shipped, files):
-    """What the daemon's tf.data pipeline says of each file."""
+def answers(shipped):
+    """What the daemon's tf.data pipeline of three threads says of batches, one after the other, and who was asked."""
     from daemon.classifier import Classifier
     from daemon.inspection import Limits
     from daemon.pipeline import Pipeline
 
-    outcomes, done = {}, threading.Event()
+    def run(batches):
+        posted = queue.SimpleQueue()
+        classifier, limits = Classifier(shipped), Limits(10_000_000, 10_000_000)
+        asked = Asked(classifier)
+        pipeline = Pipeline(classifier.eye, asked.make, lambda *o: posted.put(o), threads=3, limits=limits)
+        found = []
+        for paths in batches:
+            pipeline.submit("batch", [str(path).encode() for path in paths])
+            outcomes = {index: outcome for _, index, outcome in (posted.get(timeout=60) for _ in paths)}
+            found += [outcomes[index] for index in range(len(paths))]
+            wait_for(lambda: pipeline._models[0].chunks == 0)
+        pipeline.close()
+        return found, asked.by_cores
 
-    def deliver(_, index, outcome):
-        outcomes[index] = outcome
-        if len(outcomes) == len(files):
-            done.set()
+    return run
 
-    classifier = Classifier(shipped)
-    limits = Limits(10_000_000, 10_000_000)
-    pipeline = Pipeline(classifier.eye, classifier.make_predictor, deliver, threads=2, limits=limits)
-    pipeline.submit("batch", [str(path).encode() for path in files])
-    assert done.wait(60), pipeline.failure
-    pipeline.close()
-    return [outcomes[index] for index in range(len(files))]
+
+@pytest.fixture(scope="module")
+def served(answers, files):
+    return answers([files])[0]
+
+
+def test_a_photo_that_comes_alone_has_several_cores_and_the_same_scores(answers, files, served):
+    alone, asked = answers([[path] for path in files])
+    assert asked.keys() == {3}
+    for path, one, found in zip(files, alone, served, strict=True):
+        assert (one.scores, one.boxes) == (found.scores, found.boxes), path.name
 
 
 def test_the_daemon_scores_as_the_bundle_does(shipped, files, served):

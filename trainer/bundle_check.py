@@ -53,23 +53,22 @@ class Bundle:
 
         return Eye(self.manifest.input_size, self.manifest.faces)
 
-    def predictor(self) -> "Predictor":
-        """Return new interpreters with one thread, for one thread; call it once per thread that predicts."""
+    def predictor(self, cores: int = 1) -> "Predictor":
+        """Return new interpreters that use so many cores; call it once per thread that predicts."""
         from trainer import faces, views  # noqa: PLC0415
 
         rules = self.manifest.faces
-        scene = self._network(MODEL, self.model, self.manifest.input_size, 3)
+        scene = self._network(MODEL, self.model, self.manifest.input_size, 3, cores)
         if rules is None:
             return views.Predictor(scene)
-        finder = _named(DETECTOR, lambda: faces.Finder(self.detector, rules))
-        return views.Predictor(
-            scene, views.FaceReader(finder, self._network(FACE_MODEL, self.face_model, rules.size, 1))
-        )
+        finder = _named(DETECTOR, lambda: faces.Finder(self.detector, rules, cores))
+        network = self._network(FACE_MODEL, self.face_model, rules.size, 1, cores)
+        return views.Predictor(scene, views.FaceReader(finder, network))
 
-    def _network(self, name: str, model: bytes, size: int, channels: int) -> "litert.Predictor":
+    def _network(self, name: str, model: bytes, size: int, channels: int, cores: int) -> "litert.Predictor":
         from trainer import litert  # noqa: PLC0415
 
-        return _named(name, lambda: litert.Predictor(model, size, len(self.manifest.class_names), channels))
+        return _named(name, lambda: litert.Predictor(model, size, len(self.manifest.class_names), channels, cores))
 
     def read(self, name: str) -> bytes:
         """Return a file of the bundle; raises BundleError where it is not the file that was published."""

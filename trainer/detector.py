@@ -1,7 +1,7 @@
 """Finds faces: BlazeFace in LiteRT (Bazarevsky et al., "BlazeFace", CVPR workshop 2019; MediaPipe's weights).
 
-Invariant: one Detector is one interpreter with one thread, used by one Python thread at a time; the same pixels give
-the same boxes. Boxes are shares of the picture's sides, and lie inside it.
+Invariant: one Detector is one interpreter, used by one Python thread at a time; the same pixels give the same boxes,
+with any number of cores. Boxes are shares of the picture's sides, and lie inside it.
 """
 
 import math
@@ -36,8 +36,8 @@ class Face:
 class Detector:
     """Finds faces in uint8 (H, W, 3), RGB. Raises ModelFormatError at creation for a file that is no such network."""
 
-    def __init__(self, model: bytes) -> None:
-        self._interpreter = interpreter(model)
+    def __init__(self, model: bytes, cores: int = 1) -> None:
+        self._interpreter = interpreter(model, cores)
         taken, given = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._size = int(taken[0]["shape"][1]) if len(taken) == 1 and len(taken[0]["shape"]) > 1 else 0
         if self._size not in ANCHORS or not _fits(taken, given, self._size):

@@ -37,8 +37,8 @@ class Found:
 class Finder:
     """Finds faces; for one thread. Raises ModelFormatError at creation where `detector` is no face detector."""
 
-    def __init__(self, detector: bytes, rules: FaceRules) -> None:
-        self._detect, self.rules = Detector(detector), rules
+    def __init__(self, detector: bytes, rules: FaceRules, cores: int = 1) -> None:
+        self._detect, self.rules = Detector(detector, cores), rules
 
     def __call__(self, picture: Picture) -> Found:
         """Return the faces in a picture that was decoded with its detail, the largest first."""
