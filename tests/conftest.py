@@ -1,6 +1,11 @@
 """What pytest itself is told: a story's tests share one machine, in one process, in the order in which they stand."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says what else the machine does, not what is wrong with the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 STORIES = ("test_deploy_service.py",)
 
