@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import stat
 
 import pytest
@@ -11,13 +10,6 @@ from hypothesis import strategies as st
 
 from daemon import fs
 from daemon_parts import NOBODY, as_user, held, needs_root
-
-
-@pytest.fixture(autouse=True)
-def _quiet_leases():
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGIO, before)
 
 
 @pytest.fixture
