@@ -49,13 +49,12 @@ class Pulse:
     _is_ill: bool = False
 
     def tell(self, now: float, status: Callable[[], str]) -> None:
-        """Send the status, which is asked for at most once a second, if it changed."""
+        """Send the status, which is asked for at most once a second, if it changed: again where it was not taken."""
         if now < self._status_at:
             return
         self._status_at = now + EVERY
-        if (text := status()) != self._status:
+        if (text := status()) != self._status and systemd.notify(STATUS=text):
             self._status = text
-            systemd.notify(STATUS=text)
 
     def ping(self, now: float, ill: str, show_life: Callable[[], object]) -> None:
         """Ping the watchdog and have the owner's lock touched, unless the daemon is `ill`: then that is said, once."""

@@ -13,21 +13,23 @@ from collections.abc import Iterator
 
 MORE_SECONDS = 30  # asked for at a time
 ASK_SECONDS = 5.0
+URGENT, URGENT_SECONDS = {"READY", "RELOADING"}, 1.0  # what was dropped of these would never come again
 LOAD_SECONDS = 600.0  # a model that is not loaded by then will never be: the manager may end it
 
 
-def notify(**state: str | int) -> None:
-    """Send each keyword as NAME=value, as in READY=1; where nobody listens it is lost, and no concern of ours."""
+def notify(**state: str | int) -> bool:
+    """Send each keyword as NAME=value, as in READY=1; tell whether it was taken. Where nobody listens it is lost."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
-        return
+        return False
     message = "\n".join(f"{name}={value}" for name, value in state.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(1.0 if "READY" in state else 0.0)  # a READY that was dropped would never come again
+        sender.settimeout(URGENT_SECONDS if URGENT & state.keys() else 0.0)
         try:
             sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        except OSError:  # nobody listens any more
-            return
+        except OSError:  # nobody listens any more, or its queue is full
+            return False
+    return True
 
 
 def watchdog_seconds() -> float | None:

@@ -1,8 +1,23 @@
 """What pytest itself is told: a story's tests share one machine, in one process, in the order in which they stand."""
 
+import signal
+
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says what else the machine does, not what is wrong with the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 STORIES = ("test_deploy_service.py",)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _broken_leases():
+    """Survive SIGIO, a lease that a writer breaks, as the daemon does; by a handler: programs do not inherit it."""
+    before = signal.signal(signal.SIGIO, lambda *_: None)
+    yield
+    signal.signal(signal.SIGIO, before)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly

@@ -30,7 +30,7 @@ LIMITS = Limits(10_000_000, 1_000_000)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=30.0):
     """Poll until the condition holds, and fail where it never does."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -87,6 +87,15 @@ def files_in(folder):
             elif os.path.isfile(path):
                 found[relative] = Path(path).read_bytes()
     return found
+
+
+def held(folder):
+    """Return what this process holds open in or below a folder: threads of other tests may open others meanwhile."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((int(fd), os.readlink(f"/proc/self/fd/{fd}")))
+    return sorted((fd, path) for fd, path in found if path.startswith(str(folder)))
 
 
 class Decider:

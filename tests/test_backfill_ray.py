@@ -1,5 +1,6 @@
 """moodbox backfill with a real Ray: what the daemon would say, going on, failing in words, and machines that die."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -192,7 +193,10 @@ def test_it_listens_to_this_machine_alone_and_stops_in_seconds(here):
         try:
             wait_for(lambda: len(list(here.glob("d/results/0*.parquet"))) > 3, SECONDS)
             family = descendants(process.pid)
-            listening = {address for pid in family for address in listening_addresses(pid)}
+            listening = set()
+            for pid in family:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+                    listening |= set(listening_addresses(pid))
             begun = time.monotonic()
             process.send_signal(signal.SIGTERM)
             _, said = process.communicate(timeout=60)
@@ -211,7 +215,8 @@ def descendants(pid):
     found = [pid]
     for parent in found:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+                found += map(int, task.read_text().split())
     return found
 
 

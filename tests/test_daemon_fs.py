@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import stat
 
 import pytest
@@ -10,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon import fs
-from daemon_parts import NOBODY, as_user, needs_root
-
-
-@pytest.fixture(autouse=True)
-def _quiet_leases():
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGIO, before)
+from daemon_parts import NOBODY, as_user, held, needs_root
 
 
 @pytest.fixture
@@ -75,11 +67,11 @@ def test_folders_are_made_with_their_mode_whatever_the_umask(tmp_path, folder):
 
 def test_opening_leaves_no_descriptor_behind(tmp_path, folder):
     (tmp_path / "file").touch()
-    before = os.listdir("/proc/self/fd")
+    before = held(tmp_path)
     for parts in (("file",), ("file", "b"), ("gone",)):
         with pytest.raises(OSError, match=r"file|gone"):
             fs.open_folder(folder, parts)
-    assert os.listdir("/proc/self/fd") == before
+    assert held(tmp_path) == before
 
 
 @needs_root
@@ -98,14 +90,14 @@ def test_another_users_folder_is_told_from_a_fault(tmp_path, folder):
 def test_many_folders_are_synced_and_closed_before_descriptors_run_out(tmp_path, folder):
     for n in range(300):
         (tmp_path / str(n)).mkdir()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(held(tmp_path))
     with fs.Folders(folder) as folders:
         for n in range(300):
             folders.fd((str(n),))
-        assert len(os.listdir("/proc/self/fd")) < before + 257
+        assert len(held(tmp_path)) < before + 257
         assert folders.fd(("1",)) == folders.fd(("1",))
         folders.sync()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(held(tmp_path)) == before
 
 
 def test_a_writer_is_seen_and_so_is_its_end(tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 
 import pytest
 
@@ -13,13 +12,6 @@ from daemon.watcher import Scanner
 from daemon_parts import NOBODY, as_user, house, needs_root
 
 RETRY = 30.0
-
-
-@pytest.fixture(autouse=True)
-def _quiet_leases():
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGIO, before)
 
 
 @pytest.fixture

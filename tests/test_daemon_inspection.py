@@ -9,7 +9,7 @@ import pytest
 
 import pictures
 from daemon.inspection import FileError, Limits, fingerprint, inspect
-from daemon_parts import LIMITS, NOBODY, as_user, needs_root
+from daemon_parts import LIMITS, NOBODY, as_user, held, needs_root
 from trainer.views import Eye
 
 
@@ -130,7 +130,7 @@ def test_a_file_that_must_not_be_decoded_is_hashed_all_the_same(tmp_path):
 
 def test_no_descriptor_is_left_open(tmp_path):
     (tmp_path / "x").write_bytes(b"x")
-    before = os.listdir("/proc/self/fd")
+    before = held(tmp_path)
     inspected(tmp_path / "x")
     inspected(tmp_path / "x", Limits(0, 1))
-    assert os.listdir("/proc/self/fd") == before
+    assert held(tmp_path) == before

@@ -13,7 +13,7 @@ import pytest
 from daemon import fs, journal_folder, mounts, owner
 from daemon.journal_folder import NAME, JournalFolder, identified
 from daemon.mounts import Mount
-from daemon_parts import NOBODY, as_user, needs_root
+from daemon_parts import NOBODY, as_user, held, needs_root
 
 HOLD = """
 import os, sys
@@ -153,14 +153,14 @@ def test_a_full_disk_leaves_nothing_half_made(work, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "full")
 
-    before = os.listdir("/proc/self/fd")
+    before = held(tmp_path)
     for call in ("write", "fsync", "mkdir", "rename"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, full)
             with pytest.raises(OSError, match="full"):
                 owner.acquire(work, "host", JournalFolder(Path("/log")))
     assert os.listdir(tmp_path / "work") == []
-    assert os.listdir("/proc/self/fd") == before
+    assert held(tmp_path) == before
 
 
 @needs_root

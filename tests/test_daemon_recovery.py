@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -23,13 +22,6 @@ from daemon_parts import NOBODY, Decider, as_user, classify, house, needs_root
 from pictures import encoded
 
 BROKEN = b"no picture at all"
-
-
-@pytest.fixture(autouse=True)
-def _quiet_leases():
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGIO, before)
 
 
 @pytest.fixture

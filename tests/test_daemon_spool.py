@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import tempfile
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from daemon.intake import Sighting
 from daemon.spool import Spool
 from daemon.watcher import Scanner
 from daemon_parts import NOBODY, House, as_user, files_in, house, needs_root
-
-
-@pytest.fixture(autouse=True)
-def _quiet_leases():
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGIO, before)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from daemon.pulse import Pulse
 from daemon.systemd import notify, watchdog_seconds
 
 
@@ -35,17 +36,34 @@ def test_each_keyword_is_a_line(manager):
     assert manager.recv(4096) == b"READY=1\nSTATUS=model 3; 2 in work"
 
 
-def test_a_manager_that_is_busy_for_a_moment_still_gets_it(manager):
-    """A READY that is dropped would have the service killed."""
+@pytest.mark.parametrize("word", ["READY", "RELOADING"])
+def test_a_manager_that_is_busy_for_a_moment_still_gets_it(manager, monkeypatch, word):
+    """A READY that is dropped would have the service killed; a RELOADING, have the manager wait for it."""
+    monkeypatch.setattr("daemon.systemd.URGENT_SECONDS", 30.0)  # the moment is this test's
     fill(manager)
-    sender = threading.Thread(target=notify, kwargs={"READY": 1})
+    sender = threading.Thread(target=notify, kwargs={word: 1})
     sender.start()
     sender.join(0.2)
     assert sender.is_alive(), "it gave up at once"
     deadline = time.monotonic() + 5
-    while manager.recv(4096) != b"READY=1":
+    while manager.recv(4096) != f"{word}=1".encode():
         assert time.monotonic() < deadline
     sender.join()
+
+
+def test_a_status_that_a_busy_manager_did_not_take_is_sent_again(manager):
+    pulse = Pulse()
+    fill(manager)
+    pulse.tell(1.0, lambda: "2 waiting")
+    manager.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            assert manager.recv(4096) == b"noise"
+    for now in (2.0, 3.0):
+        pulse.tell(now, lambda: "2 waiting")
+    assert manager.recv(4096) == b"STATUS=2 waiting"
+    with pytest.raises(BlockingIOError):
+        manager.recv(4096)  # once
 
 
 def test_a_manager_that_does_not_listen_holds_nobody_up_for_long(manager):

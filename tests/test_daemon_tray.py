@@ -9,7 +9,7 @@ import pytest
 
 from daemon import tray
 from daemon.tray import TrayError
-from daemon_parts import NOBODY, as_user, needs_root
+from daemon_parts import NOBODY, as_user, held, needs_root
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_the_root_itself_may_be_a_link(root, tmp_path):
 @pytest.mark.parametrize("make", [lambda _: None, lambda p: p.mkdir(), lambda p: p.touch()])
 def test_what_is_no_tray_is_refused_with_a_hint(tmp_path, make):
     make(tmp_path / "tray")
-    before = os.listdir("/proc/self/fd")
+    before = held(tmp_path)
     with pytest.raises(TrayError, match="is its disk mounted"):
         tray.open_tray(tmp_path / "tray")
-    assert os.listdir("/proc/self/fd") == before
+    assert held(tmp_path) == before
 
 
 def test_another_folder_under_the_same_name_is_not_the_same_tray(root):

@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 import power_cut
+from daemon_parts import wait_for
 
 HERE = Path(__file__).parent
-CUTS = 40
+CUTS, DEADLINE = 40, 60.0
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("mkfs.ext4") or not Path("/dev/loop-control").exists(),
     reason="needs root, mkfs.ext4 and loop devices",
@@ -126,6 +127,8 @@ def campaign(tmp_path: Path, broken: str, cuts: int, seed: int, kind: str = "ext
         judge = ["unshare", "--mount", sys.executable, str(HERE / "power_cut.py"), str(root)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with process(*python) as daemon, process(*judge, **pipes) as judging:
+            producer.drop()
+            wait_for(lambda: delivered(root), DEADLINE)  # else all cuts may come while it still starts
             for number in range(1, cuts + 1):
                 for _ in range(rng.randint(1, 6)):
                     producer.drop()

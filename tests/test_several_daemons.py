@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -94,6 +95,14 @@ def is_done(shared: Path) -> bool:
     return not any(set(names) - {"lock"} for walk in walks for _, _, names in walk)
 
 
+def workers(shared: Path) -> dict[str, int]:
+    """How many photos each has sorted, by the name of its journal."""
+    found = Counter[str]()
+    for path in (shared / "log").glob("*.jsonl"):
+        found[path.name.rpartition("-")[0]] += path.read_bytes().count(b'"event":"sorted"')
+    return {name: count for name, count in found.items() if count}
+
+
 def ask(shared: Path, *arguments: str) -> int:
     own = [f"--set=tray.root={shared}/tray", f"--set=journal.root={shared}/log", f"--set=models.root={shared}/models"]
     (shared.parent / "none.toml").touch()
@@ -110,20 +119,21 @@ def test_several_machines_share_a_tray_and_die_and_nothing_is_lost_or_doubled(sh
         time.sleep(rng.random() * 0.3)  # not a wait for anything: the kill comes at a random moment
         rng.choice(machines).kill()
     wait_for(lambda: is_done(shared), DEADLINE)
-    assert len(before) == KILLS * wave
+    ends = time.monotonic() + DEADLINE
+    while len(workers(shared)) < len(MACHINES):  # on a busy machine some are killed before they find any work
+        assert time.monotonic() < ends, f"one of them did nothing: {workers(shared)}"
+        before |= drop(shared, range(len(before), len(before) + wave))
+        wait_for(lambda: is_done(shared), DEADLINE)
     for machine in machines:
         machine.stop()
     check(shared, before)
-    by_owner = {path.name: path.read_bytes().count(b'"event":"sorted"') for path in (shared / "log").glob("*.jsonl")}
-    workers = {name.rpartition("-")[0] for name, count in by_owner.items() if count}
-    assert len(workers) >= len(MACHINES), f"one of them did nothing: {by_owner}"
 
     assert ask(shared, "accounts", "--deep") == 0
     capsysbinary.readouterr()
     ask(shared, "status", "--json")
     told = orjson.loads(capsysbinary.readouterr().out)
-    assert sum(told["totals"]["sorted"].values()) == KILLS * wave
-    assert sum(by_owner.values()) == KILLS * wave
+    assert sum(told["totals"]["sorted"].values()) == len(before) >= KILLS * wave
+    assert sum(workers(shared).values()) == len(before)
     assert {line["source"] for line in lines(shared) if line["event"] == "started"} == {
         str(machine.root / "tray") for machine in machines
     }

@@ -38,7 +38,7 @@ from trainer.tables import Trainer
 keras.utils.set_random_seed(1)
 tf.config.experimental.enable_op_determinism()
 EPOCHS, BATCHES = 6, 4
-workdir, slow = Path(sys.argv[1]), float(sys.argv[2])
+workdir, slow, last = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 asked = Trainer(patience=int(os.environ.get("PATIENCE", 50)), batch_size=16)
 
 
@@ -54,9 +54,14 @@ class Batches(keras.utils.PyDataset):
 
 
 class Slow(keras.callbacks.Callback):
+    done = 0
+
     def on_train_batch_end(self, batch, logs=None):
+        self.done += 1
         print("batch", flush=True)
         time.sleep(slow)
+        if self.done == last:
+            signal.pause()  # until it is killed
 
 
 def network():
@@ -96,8 +101,8 @@ def environment(**more):
     return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "COLUMNS": "200"} | more
 
 
-def command(workdir, slow=0.0):
-    return [sys.executable, "-c", TRAINING, str(workdir), str(slow)]
+def command(workdir, slow=0.0, last=0):
+    return [sys.executable, "-c", TRAINING, str(workdir), str(slow), str(last)]
 
 
 def train(workdir, **env):
@@ -107,7 +112,7 @@ def train(workdir, **env):
 def killed(workdir, *, after):
     """Train, and kill once so many batches of this start are done: in the middle of an epoch."""
     with subprocess.Popen(
-        command(workdir, 0.05), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(workdir, last=after), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         for _ in range(after):
             assert run.stdout.readline() == "batch\n"

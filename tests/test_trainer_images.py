@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 import zlib
 
@@ -272,9 +273,9 @@ def test_only_the_first_frame_is_read(kind):
 def test_a_gif_of_a_million_frames_is_as_quick_as_its_first():
     data = pictures.gif(1, 1, frames=1_000_000)
     decode(data)
-    start = os.times().user
+    start = time.thread_time()
     assert decode(data).pixels.tolist() == [[[255, 0, 0]]]
-    assert os.times().user - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_a_gif_whose_frame_is_larger_than_its_screen_is_whole():
