@@ -487,7 +487,7 @@ class Service:
     def stop(self): print("stop", flush=True)
     def wake(self): print("reload" if self.upkeep.reloader.is_asked else "nothing", flush=True)
 service = Service()
-if not run._has_terminal():
+if not run.has_terminal():
     run.heed_reload(service.upkeep.reloader)
 run._heed_signals(service)
 print("set", flush=True)
