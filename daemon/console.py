@@ -26,6 +26,11 @@ NAMED = 10
 log = structlog.get_logger()
 
 
+def has_terminal() -> bool:
+    """Tell whether this process runs in a terminal, and not as a service."""
+    return any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
 class Console(Protocol):
     """What the service tells a person. `finished` is given what still waits in the inbox, and why."""
 
@@ -52,7 +57,8 @@ class Feed:
     def ready(self, serving: str, waiting: int) -> None:
         """Say what serves."""
         print(f"serving  {printable(serving)}", flush=True)
-        log.info("ready: drop photos into the inbox; Ctrl-C stops", waiting=waiting)
+        how = "ready: drop photos into the inbox"
+        log.info(f"{how}; Ctrl-C stops" if has_terminal() else how, waiting=waiting)
 
     def decided(self, line: Line, _waiting: int) -> None:
         """Show one decision."""

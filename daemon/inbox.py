@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from daemon import fs
+from daemon import fs, writers
 from daemon.intake import Intake, Sighting
 from daemon.spool import Claim, Spool
 from daemon.tray import INBOX
@@ -132,7 +132,7 @@ class Inbox:
 
     def claim(self, now: float, segment: int, *, at_once: bool = False) -> Claim | None:
         """Claim the batch that is due, or (`at_once`) whatever is settled; None where nothing is."""
-        looked_at = self._spool.readiness(self._intake.batch(now, at_once=at_once))
+        looked_at = writers.readiness(self._tray, self._intake.batch(now, at_once=at_once))
         ready = [seen.file for seen, reason in looked_at if self._is_ready(seen, reason, now)]
         if not ready:
             return None
@@ -146,7 +146,7 @@ class Inbox:
         return claim
 
     def _is_ready(self, sighting: Sighting, reason: str | None, now: float) -> bool:
-        if reason == "changing":
+        if reason == writers.CHANGING:
             self._intake.defer(sighting.file, now)
         elif reason is not None:
             self._intake.forget(sighting.file)

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from daemon.inspection import Limits, Outcome, Report, decoder_failed, fingerprint, inspect, judged
 from daemon.predictors import Make, Predictors
-from trainer.images import Picture
 from trainer.views import Eye, Predictor
 
 JOIN_SECONDS = 5.0
-CHUNK = 8  # files decoded by one Python call: large enough to hide its cost, small enough to spread over the cores
+CHUNK = 8  # files of one Python call: large enough to hide its cost, small enough to spread over the cores
 
 
 @dataclass
@@ -39,7 +38,7 @@ class _Model:
 
 
 class Pipeline:
-    """Decodes and predicts with one thread per core, each with a predictor of its own.
+    """Decodes and predicts in `threads` chunks at a time, each with a predictor of its own.
 
     `deliver(key, index, outcome)` is called from those threads, once for each path that was submitted.
     """
@@ -57,15 +56,14 @@ class Pipeline:
         self.limits = limits  # may be replaced at any time: each file is held to those of the moment
         self._queue: queue.SimpleQueue[tuple[bytes, list[bytes]] | None] = queue.SimpleQueue()
         self._busy: dict[int, tuple[float, bytes]] = {}
-        self._decoded: dict[bytes, list[tuple[Report, Picture | None]]] = {}  # by chunk, until it is judged
         self.failure: str | None = None
-        self._iterator = iter(self._dataset())
+        self._chunks = self._dataset().as_numpy_iterator()
         self._lock = threading.Lock()
         self._current = 0
         self._models = {0: _Model(eye, Predictors.made(make_predictor, threads))}  # by the order in which they came
-        self._workers = [threading.Thread(target=self._work, args=(n,), daemon=True) for n in range(threads)]
-        for worker in self._workers:
-            worker.start()
+        self._lanes = list(range(threads))  # that are free: each is a predictor that nobody uses
+        self._worker = threading.Thread(target=self._run, daemon=True)
+        self._worker.start()
 
     def submit(self, key: str, paths: Sequence[bytes]) -> None:
         """Queue a batch, cut into chunks so that every core gets a share."""
@@ -94,83 +92,63 @@ class Pipeline:
         return max(((now - begun, path) for begun, path in list(self._busy.values())), default=(0.0, b""))
 
     def close(self) -> None:
-        """Finish what was submitted and end the threads."""
+        """Finish what was submitted and end the thread."""
         self._queue.put(None)
-        deadline = time.monotonic() + JOIN_SECONDS
-        for worker in self._workers:
-            worker.join(timeout=max(0.0, deadline - time.monotonic()))
+        self._worker.join(timeout=JOIN_SECONDS)
 
     def _dataset(self) -> tf.data.Dataset:
         def feed() -> Iterator[tuple[bytes, list[bytes]]]:
             yield from iter(self._queue.get, None)
 
-        def decode(key: Any, paths: Any) -> tuple[Any, ...]:
-            return key, paths, tf.numpy_function(self._decode_chunk, [key, paths], tf.uint8)
+        def answer(key: Any, paths: Any) -> Any:
+            return tf.numpy_function(self._answer, [key, paths], tf.int64)
 
         signature = (tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.string))
         dataset = tf.data.Dataset.from_generator(feed, output_signature=signature)
         # There is nothing for autograph to convert, and it would leave files in $TMPDIR.
-        plain = tf.autograph.experimental.do_not_convert(decode)
-        return dataset.map(plain, num_parallel_calls=self._threads, deterministic=False).prefetch(1)
+        plain = tf.autograph.experimental.do_not_convert(answer)
+        return dataset.map(plain, num_parallel_calls=self._threads, deterministic=False)
 
-    def _decode_chunk(self, key: bytes, paths: NDArray[Any]) -> NDArray[np.uint8]:
-        """Decode a chunk to uint8 (n, S, S, 3). An exception in here would lose it: all is caught, and becomes data.
-
-        What is no tensor waits in `_decoded`: details of all sizes would have to be copied twice to pass the graph.
-        """
-        eye = self._models[orjson.loads(key)[2]].eye
-        pixels = np.zeros((len(paths), eye.size, eye.size, 3), np.uint8)
-        found: list[tuple[Report, Picture | None]] = []
-        for index, path in enumerate(paths):
-            report, picture = self._inspect(path, eye)
-            if picture is not None:
-                pixels[index] = picture.pixels
-            found.append((report, picture))
-        self._decoded[key] = found
-        return pixels
-
-    def _inspect(self, path: bytes, eye: Eye) -> tuple[Report, Picture | None]:
-        with self._timed(path):
-            try:
-                return inspect(path, eye, self.limits)
-            except Exception as error:  # noqa: BLE001  # a defect of a decoder: this file's problem, nobody else's
-                return fingerprint(path, self.limits, decoder_failed(error)), None
-
-    def _work(self, thread: int) -> None:
+    def _run(self) -> None:
+        """Pull chunks through the dataset until it is closed."""
         try:
-            while (element := next(self._iterator, None)) is not None:
-                self._judge(thread, element)
+            for _ in self._chunks:
+                pass
         except BaseException:  # noqa: BLE001  # a thread that dies silently would leave its files waiting for ever
             self.failure = traceback.format_exc()
             self._deliver("", 0, Outcome(Report()))  # wakes the service, which looks at `failure`
 
-    def _judge(self, thread: int, element: Sequence[Any]) -> None:
-        """Answer a chunk. No predictor outlives it in a variable of a thread that waits for the next."""
-        raw, paths, pixels = (part.numpy() for part in element)
+    def _answer(self, raw: bytes, paths: NDArray[Any]) -> np.int64:
+        """Answer a chunk; return how many files it had. TensorFlow calls it in `threads` threads at most."""
         key, start, number = orjson.loads(raw)
-        model = self._models[number]
-        predict = model.predictors.alone if self._is_alone() else model.predictors.each[thread]
-        for offset, (path, small, (report, picture)) in enumerate(
-            zip(paths, pixels, self._decoded.pop(raw), strict=True)
-        ):
-            whole = None if picture is None else replace(picture, pixels=small)
-            self._deliver(key, start + offset, self._predict(predict, path, whole, report))
+        model, lane = self._models[number], self._lanes.pop()
+        predict = model.predictors.alone if self._is_alone() else model.predictors.each[lane]
+        for offset, path in enumerate(paths):
+            self._deliver(key, start + offset, self._outcome(path, model.eye, predict))
+        self._lanes.append(lane)
         with self._lock:
             model.chunks -= 1
             self._let_go()
+        return np.int64(len(paths))
 
-    def _is_alone(self) -> bool:
-        """Tell whether the caller's chunk is all there is: it counts until it is answered, so no two are alone."""
-        with self._lock:
-            return sum(model.chunks for model in self._models.values()) == 1
-
-    def _predict(self, predict: Predictor, path: bytes, picture: Picture | None, report: Report) -> Outcome:
+    def _outcome(self, path: bytes, eye: Eye, predict: Predictor) -> Outcome:
+        """Decode and predict at once, while the pixels are hot; nothing of a picture outlives it."""
+        with self._timed(path):
+            try:
+                report, picture = inspect(path, eye, self.limits)
+            except Exception as error:  # noqa: BLE001  # a defect of a decoder: this file's problem, nobody else's
+                report, picture = fingerprint(path, self.limits, decoder_failed(error)), None
         if picture is None:
             return Outcome(report)
         begun = time.perf_counter()
         with self._timed(path):
             answer = predict(picture)
         return judged(report, answer, _ms(begun))
+
+    def _is_alone(self) -> bool:
+        """Tell whether the caller's chunk is all there is: it counts until it is answered, so no two are alone."""
+        with self._lock:
+            return sum(model.chunks for model in self._models.values()) == 1
 
     def _timed(self, path: bytes) -> "_Timed":
         return _Timed(self._busy, path)

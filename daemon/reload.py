@@ -44,7 +44,7 @@ class Reloader:
         try:
             found = self._read()
         except SettingsError as error:
-            self.problem = "the settings could not be reloaded"
+            self.problem = f"the settings could not be reloaded: {error}"
             log.warning("the settings are not reloaded: the old ones go on", error=str(error))
             return serving
         self.loaded, self.problem = found, ""

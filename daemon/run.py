@@ -16,7 +16,7 @@ import structlog
 
 from daemon import logs, systemd, tray
 from daemon.classifier import BundleError, Classifier
-from daemon.console import Console, Feed, Tally
+from daemon.console import Console, Feed, Tally, has_terminal
 from daemon.inspection import Limits
 from daemon.journal import was_served
 from daemon.learner import Learner, command_of
@@ -37,7 +37,7 @@ def forever(loaded: Loaded, load: Callable[[], Loaded]) -> int:
     """Sort what arrives until SIGTERM or SIGINT; SIGHUP reloads the settings by `load`. Return the exit status."""
     logs.configure()
     reloader = Reloader(loaded, load)
-    if not _has_terminal():
+    if not has_terminal():  # whose hang-up, which SIGHUP means then, must end this process
         heed_reload(reloader)  # from now on: while the model loads, it would end the process
     return _serve(loaded, Feed(loaded), reloader)
 
@@ -110,16 +110,11 @@ def heed_reload(reloader: Reloader) -> None:
     signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
 
 
-def _has_terminal() -> bool:
-    """Tell whether a terminal's hang-up, which SIGHUP means then, must end this process."""
-    return any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-
-
 def _heed_signals(service: Service) -> None:
     if service.upkeep.reloader is not None:
         service.upkeep.reloader.wake = service.wake
     stops = [signal.SIGTERM, signal.SIGINT]
-    if service.upkeep.reloader is None or _has_terminal():
+    if service.upkeep.reloader is None or has_terminal():
         stops += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []  # nohup
     for number in stops:
         signal.signal(number, lambda *_: service.stop())

@@ -8,18 +8,17 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon import fs
 from daemon.batch import Batch, Claimed, Move, new_name
-from daemon.intake import Sighting
 from daemon.places import Places
 from daemon.tray import INBOX
+from daemon.writers import UNREADABLE
 
-READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 BLOCKED = {
-    errno.EACCES: "the daemon may not read or move it",
+    errno.EACCES: UNREADABLE,
     errno.EPERM: "the daemon may not move it (is its folder sticky?)",
     errno.EXDEV: "it is on another mount than the tray",
     errno.ENAMETOOLONG: "its path is too long",
@@ -99,44 +98,6 @@ class Spool:
             self._take(target, name, source, name)
             return []
         return [f"{file}/{below}" for below in fs.files_below(target, name)]
-
-    def readiness(self, files: Iterable[Sighting]) -> Iterator[tuple[Sighting, str | None]]:
-        """Yield for each inbox file None where it may be claimed, 'changing' while it is written, else why it waits."""
-        with fs.Folders(self._tray) as folders:
-            for seen in files:
-                yield seen, self._readiness(seen, folders) if seen.kind == "file" else None
-
-    @staticmethod
-    def _readiness(seen: Sighting, folders: fs.Folders) -> str | None:
-        *dirs, name = seen.file.split("/")
-        try:
-            fd = os.open(name, READ, dir_fd=folders.fd((INBOX, *dirs)))
-        except PermissionError:
-            return BLOCKED[errno.EACCES]
-        except OSError:  # gone, no file any more, or blocked: the claim finds out
-            return None
-        try:
-            st = os.fstat(fd)
-            is_same = (st.st_ino, st.st_size, st.st_mtime_ns) == (seen.inode, seen.size, seen.mtime_ns)
-            return None if is_same and not fs.is_open_for_writing(fd) else "changing"
-        finally:
-            os.close(fd)
-
-    def is_settled(self, batch: Batch, file: str, seen: tuple[int | None, int | None, int | None]) -> bool:
-        """Tell whether a claimed file is still as it was read (inode, bytes, mtime_ns), and nobody writes it."""
-        try:
-            fd = os.open(self.path(batch, file), READ)
-        except (PermissionError, FileNotFoundError):
-            return True
-        try:
-            st = os.fstat(fd)
-            return (st.st_ino, st.st_size, st.st_mtime_ns) == seen and not fs.is_open_for_writing(fd)
-        finally:
-            os.close(fd)
-
-    def may_have_unseen_writers(self, batch: Batch, file: str) -> bool:
-        """Tell whether the kernel would not say if somebody writes this file: another user's, and we are not root."""
-        return os.geteuid() not in (0, os.stat(self.path(batch, file), follow_symlinks=False).st_uid)
 
     def adopt(
         self,

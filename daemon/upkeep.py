@@ -102,7 +102,7 @@ class Upkeep:
             f"{sum(totals.sorted.values())} sorted so far",
             printable(state.successor),
             self._hangs,
-            self.reloader.status if self.reloader else "",
+            printable(self.reloader.status) if self.reloader else "",
             f"last error {error['ts'][:19]}Z: {printable(error['error'])}" if error else "",
         ]
         return "; ".join(part for part in parts if part)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from daemon import writers
 from daemon.batch import Batch, Claimed, new_name
 from daemon.delivery import Decider, Delivery, Review, decision
 from daemon.events import Line
@@ -200,13 +201,14 @@ class Workload:
             return now + max(self.rules.retry_seconds, 2 * LOOK_AGAIN)  # long enough for `once` not to wait for it
         if report.inode is None:  # no regular file: it was not opened
             return None
-        if not self._spool.is_settled(flight.batch, claimed.file, _identity(outcome)):
+        path = self._spool.path(flight.batch, claimed.file)
+        if not writers.is_settled(path, _identity(outcome)):
             return now + LOOK_AGAIN
         is_young = abs(time.time_ns() - (report.mtime_ns or 0)) < YOUNG_NS
         if report.code not in MAY_GROW or not is_young:
             return None
         is_first = flight.before.get(claimed.file) != _identity(outcome)
-        return now + LOOK_AGAIN if is_first or self._spool.may_have_unseen_writers(flight.batch, claimed.file) else None
+        return now + LOOK_AGAIN if is_first or writers.may_be_unseen(path) else None
 
     def _deliver(self, batch: Batch, decided: Sequence[tuple[Claimed, Outcome]], decider: Decider) -> None:
         lines = [decision(c, batch, o, decider, self.rules.review) for c, o in decided]

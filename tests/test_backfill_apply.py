@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from daemon import __main__ as moodbox
+from daemon import command_line as moodbox
 from daemon import fs, rows, shards, storage, tray
 from daemon.apply import KIND
 from daemon.errand import errand

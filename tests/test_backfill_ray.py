@@ -264,7 +264,7 @@ def test_a_ray_that_is_not_whole_is_told_of(here):
 @pytest.mark.parametrize("arguments", [["status"], ["--help"], ["backfill", "--help"], ["undo", "--help"]])
 def test_no_other_command_imports_ray(tmp_path, arguments):
     code = (
-        f"import sys\nfrom daemon.__main__ import main\ntry:\n main({arguments!r})\nexcept SystemExit:\n pass\n"
+        f"import sys\nfrom daemon.command_line import main\ntry:\n main({arguments!r})\nexcept SystemExit:\n pass\n"
         "sys.exit(str([m for m in ('ray', 'pyarrow', 'fsspec') if m in sys.modules] or ''))"
     )
     done = subprocess.run(

@@ -37,7 +37,7 @@ def test_the_shipped_settings_file_is_valid():
 def test_quick_commands_never_load_tensorflow(tmp_path, arguments):
     code = f"""
 import sys
-from daemon.__main__ import main
+from daemon.command_line import main
 try:
     main({arguments!r})
 except SystemExit:

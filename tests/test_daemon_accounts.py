@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from daemon import __main__ as moodbox
 from daemon import accounts as accounts_module
+from daemon import command_line as moodbox
 from daemon.events import Line, encode
 from daemon.history import History, fold
 from daemon.journal import Journal, segments
@@ -204,7 +204,7 @@ def test_without_a_tray_it_is_one_line_and_status_2(tmp_path, capsys):
 def test_it_loads_no_tensorflow_and_changes_nothing(sorted_tray):
     before = files_in(sorted_tray), {p: p.lstat().st_mtime_ns for p in sorted_tray.rglob("*")}
     code = (
-        "import sys, daemon.__main__ as m; m.main(sys.argv[1:]);"
+        "import sys, daemon.command_line as m; m.main(sys.argv[1:]);"
         "print([m for m in sys.modules if m.startswith(('tensorflow', 'keras'))])"
     )
     ran = subprocess.run(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import bundles
-from daemon import __main__ as moodbox
+from daemon import command_line as moodbox
 from daemon import doctor, fs, host_checks, tray
 from daemon.events import Line
 from daemon.journal import Journal

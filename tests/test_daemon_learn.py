@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bundles
-from daemon import __main__ as moodbox
+from daemon import command_line as moodbox
 from daemon import learn, served
 from daemon.events import Line
 from daemon.history import fold

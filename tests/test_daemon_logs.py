@@ -1,4 +1,4 @@
-"""daemon.logs: diagnostics on stderr, and names that cannot act on a terminal."""
+"""daemon.logs and daemon.console: diagnostics on stderr, and names that cannot act on a terminal."""
 
 import errno
 import io
@@ -10,9 +10,12 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from daemon import logs
+from daemon.console import Feed
 from daemon.logs import printable
+from trainer.settings import load
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +84,14 @@ def test_a_full_disk_is_told_with_its_cure():
     said = logs.refusal(OSError(errno.ENOSPC, "No space left on device"))
     assert said == "No space left on device: make room where tray.root, journal.root and models.root are"
     assert logs.refusal(OSError(errno.EIO, "Input/output error", "/x")) == "/x: Input/output error"
+
+
+@pytest.mark.parametrize(("stdin", "stderr", "said"), [(Terminal, io.StringIO, "inbox; Ctrl-C stops"),
+                                                       (io.StringIO, Terminal, "inbox; Ctrl-C stops"),
+                                                       (io.StringIO, io.StringIO, "inbox")])  # fmt: skip
+def test_ctrl_c_is_offered_only_where_somebody_can_press_it(monkeypatch, stdin, stderr, said):
+    monkeypatch.setattr(sys, "stdin", stdin())
+    monkeypatch.setattr(sys, "stderr", stderr())
+    with capture_logs() as entries:
+        Feed(load(None, (), {})).ready("model 1", 0)
+    assert [entry["event"] for entry in entries] == [f"ready: drop photos into the {said}"]

@@ -1,4 +1,4 @@
-"""daemon.spool and daemon.places: every file exists exactly once, with its bytes, and nothing is overwritten."""
+"""daemon.spool, daemon.places, daemon.writers: a file exists exactly once, with its bytes; nothing is overwritten."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from daemon import fs
+from daemon import fs, writers
 from daemon.batch import Batch, Claimed, Move, new_name, split_folder
 from daemon.inbox import remove_folder
 from daemon.intake import Sighting
@@ -215,7 +215,7 @@ def test_what_belongs_to_others_waits_and_is_named(home):
 
     def claimed():
         spool = Spool(home.fd, home.own.folder)
-        ready = {s.file: why for s, why in spool.readiness(seen.values())}
+        ready = {s.file: why for s, why in writers.readiness(home.fd, seen.values())}
         claim = spool.claim(["mine.jpg", "roots/a.jpg", "closed/b.jpg"], 1, {})
         return ready["private.jpg"], ready["mine.jpg"], [c.file for c in claim.batch.files], claim.blocked, claim.fault
 
@@ -336,7 +336,7 @@ def sighting(home, file):
 
 
 def readiness(home, seen):
-    return next(home.spool.readiness([seen]))[1]
+    return next(writers.readiness(home.fd, [seen]))[1]
 
 
 def test_a_file_is_ready_only_as_it_was_seen_last_and_without_a_writer(home):
@@ -360,13 +360,13 @@ def test_a_claimed_file_that_changes_is_not_settled(home):
     path = home.spool.path(batch, "a.jpg")
     st_ = os.stat(path)
     seen = (st_.st_ino, st_.st_size, st_.st_mtime_ns)
-    assert home.spool.is_settled(batch, "a.jpg", seen)
+    assert writers.is_settled(path, seen)
     with open(path, "rb+"):
-        assert not home.spool.is_settled(batch, "a.jpg", seen)
+        assert not writers.is_settled(path, seen)
     os.utime(path, (1, 1))
-    assert not home.spool.is_settled(batch, "a.jpg", seen)
+    assert not writers.is_settled(path, seen)
     os.unlink(path)
-    assert home.spool.is_settled(batch, "a.jpg", seen)
+    assert writers.is_settled(path, seen)
 
 
 def test_setting_files_aside_can_be_repeated_and_keeps_the_rest(home, monkeypatch):

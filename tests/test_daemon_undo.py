@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
-from daemon import __main__ as moodbox
 from daemon import accounts, fs, selection, status, undo
+from daemon import command_line as moodbox
 from daemon.history import fold
 from daemon.journal import Journal, owners, tail_totals
 from daemon.selection import SelectionError, moment

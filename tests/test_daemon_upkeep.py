@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from daemon import pulse, status, systemd
 from daemon.events import Line
 from daemon.journal import Journal
+from daemon.logs import printable
 from daemon.meter import Histogram, Meter
 from daemon.metrics import Textfile
 from daemon.pulse import Pulse, Stall
@@ -309,7 +310,12 @@ def test_a_reload_takes_effect_on_what_comes_next(tmp_path, manager):
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("[tray\n", "settings.toml: not valid TOML"), ("[tray]\nrot = 1\n", "tray.rot"), (None, "is gone")],
+    [
+        ("[tray\n", "settings.toml: not valid TOML"),
+        ("[tray]\nrot = 1\n", "tray.rot: no such setting"),
+        ('[daemon]\n"a\\nb" = 1\n', r"daemon.a\nb: no such"),
+        (None, "is gone"),
+    ],
 )
 def test_a_broken_file_is_refused_by_name_and_the_old_settings_go_on(tmp_path, manager, text, named):
     file, service = reloading(tmp_path, QUICK)
@@ -322,7 +328,10 @@ def test_a_broken_file_is_refused_by_name_and_the_old_settings_go_on(tmp_path, m
         until(lambda: (tmp_path / "tray/happy/a.png").exists(), "it sorts on")
         assert service.settings is before
         until(lambda: any("could not be reloaded" in heard for heard in manager), "STATUS says so")
-    assert named in next(e["error"] for e in logs if "not reloaded" in e["event"])
+    assert named in printable(next(e["error"] for e in logs if "not reloaded" in e["event"]))
+    [told] = {line for heard in manager for line in heard.splitlines() if "could not be reloaded" in line}
+    assert named in told
+    assert told.startswith("STATUS=")
 
 
 def test_flags_and_environment_keep_their_precedence_at_a_reload(tmp_path, monkeypatch):
@@ -492,7 +501,7 @@ class Service:
     def stop(self): print("stop", flush=True)
     def wake(self): print("reload" if self.upkeep.reloader.is_asked else "nothing", flush=True)
 service = Service()
-if not run._has_terminal():
+if not run.has_terminal():
     run.heed_reload(service.upkeep.reloader)
 run._heed_signals(service)
 print("set", flush=True)

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from PIL import Image
 
-from daemon import __main__ as moodbox
+from daemon import command_line as moodbox
 from daemon_parts import wait_for
 from machine import skip
 from test_crash import check, lines

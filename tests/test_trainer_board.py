@@ -17,7 +17,7 @@ import pytest
 
 import drawings
 from trainer import board
-from trainer.__main__ import main
+from trainer.command_line import main
 from trainer.settings import Settings
 
 pytestmark = [

@@ -14,7 +14,7 @@ import drawings
 import pictures
 from trainer import check as module
 from trainer import contact_sheet, set_aside, split_record
-from trainer.__main__ import main
+from trainer.command_line import main
 from trainer.dataset import Dataset, DatasetError, Fractions, Photo, Unused
 from trainer.findings import Findings
 from trainer.prepared import Origin

@@ -11,7 +11,7 @@ import pytest
 import bundles
 import drawings
 from trainer import bundle, commands
-from trainer.__main__ import main
+from trainer.command_line import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -202,7 +202,7 @@ def test_evaluate_names_a_class_that_the_bundle_does_not_know(capsys, models, ph
 @pytest.mark.parametrize("argv", [["--help"], ["models"], ["models", "--json"], ["rollback"], ["fit", "--help"]])
 def test_what_needs_no_tensorflow_does_not_import_it(models, photos, argv):
     code = (
-        "import json, sys\nfrom trainer.__main__ import main\n"
+        "import json, sys\nfrom trainer.command_line import main\n"
         f"try: main({argv!r})\nexcept SystemExit: pass\n"
         "print(json.dumps([m for m in ('tensorflow', 'keras', 'sklearn', 'matplotlib') if m in sys.modules]))"
     )

@@ -16,7 +16,7 @@ pytestmark = [
 pytest.importorskip("keras")
 
 from trainer import commands, crossvalidate  # noqa: E402  after keras
-from trainer.__main__ import main  # noqa: E402
+from trainer.command_line import main  # noqa: E402
 
 DATA = SimpleNamespace(root="photos", twins=())
 

@@ -7,7 +7,7 @@ import pytest
 import bundles
 import drawings
 from trainer import bundle, explain, images, settings
-from trainer.__main__ import main
+from trainer.command_line import main
 
 
 @pytest.fixture(autouse=True)

@@ -130,10 +130,16 @@ def test_what_is_no_face_detector_is_refused(data):
     box=st.tuples(*[st.floats(0, 1)] * 4),
 )
 def test_any_box_in_any_picture_gives_a_crop(width, height, box):
+    """The square around it, of the picture with its edge repeated on all sides."""
     left, top, wide, high = box
-    detail = np.zeros((height, width, 3), np.uint8)
+    detail = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
     face = Face(0.9, left, top, min(wide, 1 - left), min(high, 1 - top))
-    assert faces._cut(detail, face, RULES).shape == (RULES.size, RULES.size)
+    side = max(faces.SMALLEST_CROP, round(RULES.margin * max(face.width * width, face.height * height)))
+    x = round((face.left + face.width / 2) * width - side / 2) + side
+    y = round((face.top + face.height * (0.5 - RULES.raised)) * height - side / 2) + side
+    square = np.pad(detail, [(side, side), (side, side), (0, 0)], mode="edge")[y : y + side, x : x + side]
+    expected = faces._scaled(square, RULES.size)
+    assert np.array_equal(faces._cut(detail, face, RULES), expected)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))

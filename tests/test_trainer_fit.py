@@ -263,7 +263,7 @@ def test_bad_input_that_only_training_finds_is_one_line_and_leaves_nothing(
     tutorial, tmp_path, monkeypatch, capsys, argv, match
 ):
     from trainer import memory
-    from trainer.__main__ import main
+    from trainer.command_line import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(memory, "available", lambda: 50_000_000)
@@ -331,7 +331,7 @@ def test_ctrl_c_is_one_line_and_publishes_nothing(tutorial):
 
 def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(tmp_path, monkeypatch, capsys):
     from trainer import runs
-    from trainer.__main__ import main
+    from trainer.command_line import main
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -351,7 +351,7 @@ def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(tmp_
 
 
 def test_a_damaged_prepared_copy_is_one_clear_line(tmp_path, monkeypatch, capsys):
-    from trainer.__main__ import main
+    from trainer.command_line import main
 
     monkeypatch.chdir(tmp_path)
     drawings.folder(tmp_path / "training")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import drawings
-from trainer.__main__ import main
+from trainer.command_line import main
 
 pytestmark = [
     pytest.mark.tf,

@@ -14,7 +14,7 @@ import pytest
 import bundles
 import drawings
 from trainer import bundle, decisions, replay, teaching
-from trainer.__main__ import main
+from trainer.command_line import main
 
 pytestmark = [
     pytest.mark.tf,
@@ -321,7 +321,7 @@ def test_where_the_folder_carries_it_the_whole_recipe_is_trained(capsys, place):
 KILLED = """
 import os, signal, sys
 from trainer import {module}
-from trainer.__main__ import main
+from trainer.command_line import main
 def killed(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 {module}.{name} = killed

@@ -1,7 +1,8 @@
 """Quiet: keeps the chatter of TensorFlow's and LiteRT's native code off stderr while they load.
 
-Invariant: only what is written while nothing fails is dropped; where the block raises, its output is shown. There is no
-setting for these messages: they come before absl's logging is set up, or from a logger that Python cannot reach.
+Invariant: only what is written while nothing fails is dropped; where the block raises an error (and not that somebody
+pressed Ctrl-C), its output is shown. There is no setting for these messages: they come before absl's logging is set up,
+or from a logger that Python cannot reach.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ def native_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(terminal, held.read())
             raise

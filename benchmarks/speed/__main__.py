@@ -15,7 +15,8 @@ from benchmarks.speed import idle, latency, pictures, report, scale, several, th
 from benchmarks.speed.report import Found
 from trainer import bundle
 
-PARTS = ("throughput", "small", "latency", "scale", "several", "idle", "training")
+SCENE_ALONE = {"scene": "640x480, scene alone", "small": "640x480, MobileNetV3Small"}
+PARTS = ("throughput", *SCENE_ALONE, "latency", "scale", "several", "idle", "training")
 HERE = Path(__file__).parent.parent
 
 
@@ -47,11 +48,11 @@ def measure(part: str, found: Found, models: Path, asked: argparse.Namespace) ->
     quick = asked.quick
     if part == "throughput":
         found.speeds |= throughput.measure(models, list(pictures.KINDS), 1 if quick else 3, tell)
-    elif part == "small":
-        small = models.with_name("small")
-        subprocess.run([sys.executable, "-m", "benchmarks.speed.network", small], check=True, capture_output=True)
-        speeds = throughput.measure(small, ["640x480"], 1 if quick else 3, tell)
-        found.speeds["640x480, MobileNetV3Small"] = speeds["640x480"]
+    elif part in SCENE_ALONE:
+        other = models.with_name(part)
+        subprocess.run([sys.executable, "-m", "benchmarks.speed.network", part, other], check=True)
+        speeds = throughput.measure(other, ["640x480"], 1 if quick else 3, tell)
+        found.speeds[SCENE_ALONE[part]] = speeds["640x480"]
     elif part == "latency":
         found.latencies = latency.measure(models, 10 if quick else 100, tell)
     elif part == "scale":

@@ -13,7 +13,7 @@ from benchmarks.speed import pictures
 from benchmarks.speed.process import daemon, started
 
 CONTESTANTS = ("moodbox", "limit", "batches", "first")
-COUNTS = {"moodbox": 384, "limit": 384, "batches": 96, "first": 64}
+COUNTS = {"moodbox": 1_024, "limit": 1_024, "batches": 96, "first": 64}
 FEWER = {"12 MP": 4}  # so many times fewer of what takes long
 
 
