@@ -15,7 +15,7 @@ from daemon import journald
 def journal(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "socket"))
-        listener.settimeout(5)
+        listener.settimeout(30)
         yield listener
 
 

@@ -60,7 +60,7 @@ class Loading:
 
     def __call__(self, number):
         self.numbers.append(number)
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         return self._load(number)
 
 
@@ -258,7 +258,7 @@ def test_the_newest_wins_where_the_champion_moves_on_during_a_load(models):
     assert heir.status == "model 2 is being loaded"
     bundle.promote(models, 3)
     load.gate.set()
-    thread.join(20)
+    thread.join(60)
     assert heir.news is None, "2 is not wanted any more"
     heir.look()
     assert heir.news.serving.number == 3

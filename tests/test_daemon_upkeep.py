@@ -205,9 +205,9 @@ def test_what_hangs_beside_the_photos_is_told_once_and_stops_no_pings(tmp_path, 
 def test_a_look_at_the_models_that_does_not_end_is_told(tmp_path):
     heir = Succession(tmp_path, lambda _number: None, StandIn(), lambda: None)
     entered, leave = threading.Event(), threading.Event()
-    heir.look = lambda: (entered.set(), leave.wait(20))
+    heir.look = lambda: (entered.set(), leave.wait(60))
     heir.start()
-    assert entered.wait(20)
+    assert entered.wait(60)
     assert heir.hangs(time.monotonic()) == ""
     assert "does not answer" in heir.hangs(time.monotonic() + 1000)
     heir.stop()
@@ -402,7 +402,7 @@ def test_a_disk_that_does_not_answer_keeps_no_photo_waiting(tmp_path):
     opened, leave = threading.Event(), threading.Event()
     service = make_service(settings, once=False)
     textfile = service.upkeep._textfile
-    textfile._write = lambda *_: (opened.set(), leave.wait(30))
+    textfile._write = lambda *_: (opened.set(), leave.wait(60))
     with running(service):
         until(opened.is_set, "the write hangs")
         picture(settings.tray.root / "inbox/a.png")

@@ -64,7 +64,7 @@ def test_what_happens_in_the_inbox_wakes(inbox, what):
     watcher = Watcher(str(inbox), event.set)
     try:
         HAPPENINGS[what](inbox)
-        assert event.wait(5), "nothing woke"
+        assert event.wait(30), "nothing woke"
     finally:
         watcher.stop()
 

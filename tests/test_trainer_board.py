@@ -1,7 +1,9 @@
 """What TensorBoard is given, read back from the event files, and the command that serves it."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -255,9 +257,12 @@ def runs(tmp_path, monkeypatch):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody has, below those that the kernel gives to whoever asks for any: it stays free."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def test_runs_are_linked_where_tensorboard_looks(runs):
@@ -290,7 +295,7 @@ def test_a_port_that_cannot_be_had_is_one_line(runs, capsys):
     assert "choose one from 1024 to 65535" in capsys.readouterr().err
 
 
-def answer(port, path, process, deadline=60.0):
+def answer(port, path, process, deadline=120.0):
     ends = time.monotonic() + deadline
     while time.monotonic() < ends and process.poll() is None:
         try:
@@ -299,7 +304,7 @@ def answer(port, path, process, deadline=60.0):
                     return found
         except OSError:
             time.sleep(0.1)
-    raise AssertionError(f"no answer: {process.stderr.read() if process.poll() is not None else 'too late'}")
+    raise AssertionError(f"no answer: {'too late' if process.poll() is None else 'it ended'}")
 
 
 @pytest.mark.parametrize("linked", [True, False])
@@ -324,7 +329,7 @@ def test_the_command_serves_all_runs_on_this_machine_alone_and_without_tensorflo
                 outside.connect((own_address(), port))
         finally:
             process.send_signal(signal.SIGINT)
-            status = process.wait(30)
+            status = process.wait(60)
     lines = (runs.parent / "said").read_text().splitlines()
     assert not [line for line in lines if line.split("|")[-1].strip().split(".")[0] == "tensorflow"]
     assert "Traceback" not in "".join(lines)
