@@ -17,7 +17,7 @@ import orjson
 from rich.console import Console as Terminal
 from rich.progress import Progress
 
-from daemon import tray
+from daemon import fs, owner, tray
 from daemon.evidence import Evidence
 from daemon.history import Entry, History, fold
 from daemon.journal import owners, segments
@@ -49,11 +49,17 @@ class Accounts:
     conflicts: list[str]
     unreadable: list[str]
     unreadable_count: int
+    unlocked: dict[str, list[str]]  # of each owner whose lock was removed, the files
+
+    @property
+    def left(self) -> list[str]:
+        """The files in `.work` that nobody will take."""
+        return [file for files in self.unlocked.values() for file in files]
 
     @property
     def is_good(self) -> bool:
         """Whether every file is accounted for."""
-        return not self.conflicts and not any(self.others[kind] for kind in BAD)
+        return not self.conflicts and not self.unlocked and not any(self.others[kind] for kind in BAD)
 
 
 def run(settings: Settings, *, deep: bool, json: bool) -> int:
@@ -80,13 +86,21 @@ def settle(settings: Settings, progress: Progress, *, deep: bool) -> Accounts:
         opened.callback(os.close, folder)
         evidence = opened.enter_context(Evidence(folder))
         root = settings.journal.root
-        size = sum(path.stat().st_size for owner in owners(root) for _, path in segments(root, owner))
+        size = sum(path.stat().st_size for name in owners(root) for _, path in segments(root, name))
         task = progress.add_task("reading the journal", total=size)
         history = fold(root, lambda size: progress.advance(task, size))
         search = _Search(history, evidence, folder, progress)
         search.look_at_places(deep=deep)
         search.look_elsewhere()
-        return search.result(deep=deep)
+        return search.result(_unlocked(folder), deep=deep)
+
+
+def _unlocked(folder: int) -> dict[str, list[str]]:
+    """Return, of each owner in the tray whose lock was removed, the files that nobody will take."""
+    with fs.Folders(folder) as folders, contextlib.suppress(FileNotFoundError):
+        found = owner.unlocked(folders.fd((tray.WORK,)))
+        return {name: [printable(f"{tray.WORK}/{name}/{file}") for file in files] for name, files in found}
+    return {}
 
 
 def as_json(found: Accounts) -> dict[str, object]:
@@ -94,6 +108,7 @@ def as_json(found: Accounts) -> dict[str, object]:
     counts = {"in_place": found.in_place} | {kind: len(names) for kind, names in found.others.items()}
     return {
         "files": found.files, "is_good": found.is_good, "deep": found.deep, "counts": counts, "names": found.others,
+        "left": found.left,
         "two_decisions": found.conflicts, "unreadable_lines": found.unreadable_count, "unreadable": found.unreadable,
     }  # fmt: skip
 
@@ -109,7 +124,10 @@ def describe(found: Accounts) -> Iterator[str]:
         yield f"defect     {len(found.conflicts):,} ids have two different decision lines: please report this"
     if found.unreadable_count:
         yield f"unreadable {found.unreadable_count:,} lines of the journal: what they told of is not counted"
-    for kind, names in (*found.others.items(), ("two decisions", found.conflicts), ("unreadable", found.unreadable)):
+    for name, files in found.unlocked.items():
+        yield f"left       {len(files):,}: {printable(owner.UNLOCKED.format(name))}"
+    more = (("left", found.left), ("two decisions", found.conflicts), ("unreadable", found.unreadable))
+    for kind, names in (*found.others.items(), *more):
         yield from (f"{kind.replace('_', ' ')}: {name}" for name in names[:NAMED])
         if len(names) > NAMED:
             yield f"{kind.replace('_', ' ')}: … and {len(names) - NAMED:,} more (--json names all)"
@@ -173,13 +191,13 @@ class _Search:
             elif not self._is_in_place(entry, deep=True):  # else a running daemon has delivered it meanwhile
                 self.others["changed"].append(_named(entry))
 
-    def result(self, *, deep: bool) -> Accounts:
+    def result(self, unlocked: dict[str, list[str]], *, deep: bool) -> Accounts:
         """Return the accounts."""
         elsewhere = sum(map(len, self.others.values()))
         history, total = self.history, len(self.history)
         unreadable, conflicts = map(list, (history.unreadable, history.conflicts))
         return Accounts(
-            total, total - elsewhere, deep, self.others, conflicts, unreadable, history.unreadable_count
+            total, total - elsewhere, deep, self.others, conflicts, unreadable, history.unreadable_count, unlocked
         )  # fmt: skip
 
     def _is_in_place(self, entry: Entry, *, deep: bool) -> bool:

@@ -22,6 +22,10 @@ ELSEWHERE = (
     "may run on {}, and on this mount a lock holds on one machine only: start it there, or, where that is gone for "
     "good, move the photos in .work/{} to the inbox"
 )
+UNLOCKED = (
+    "the lock of .work/{0} is gone, and with it what tells whether its daemon lives and where its journal is: nobody "
+    "takes over its photos. When no daemon of that name runs, on any machine, move them to the inbox, and remove it"
+)
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -100,6 +104,17 @@ def take(work: int, name: str) -> Owner | None:
 def others(work: int, own: str) -> Iterator[str]:
     """Yield the names of all owners in directory fd `work` but `own`."""
     yield from (n for n in sorted(os.listdir(work)) if n != own and not n.startswith("."))
+
+
+def unlocked(work: int, own: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each directory in fd `work` (but `own`) whose lock somebody removed, and the files in it.
+
+    One that holds no file is of no concern: a daemon that ends removes its own in two steps.
+    """
+    for name in others(work, own):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            if (files := fs.files_below(work, name)) and LOCK not in files:
+                yield name, files
 
 
 def journals(work: int) -> Iterator[tuple[str, JournalFolder]]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from daemon.inspection import Limits, Outcome, Report, decoder_failed, fingerprint, inspect, judged
 from daemon.predictors import Make, Predictors
+from trainer import memory
 from trainer.views import Eye, Predictor
 
 JOIN_SECONDS = 5.0
@@ -58,6 +59,7 @@ class Pipeline:
         self._busy: dict[int, tuple[float, bytes]] = {}
         self.failure: str | None = None
         self._chunks = self._dataset().as_numpy_iterator()
+        memory.keep_buffers()  # again: the generator has just undone it
         self._lock = threading.Lock()
         self._current = 0
         self._models = {0: _Model(eye, Predictors.made(make_predictor, threads))}  # by the order in which they came

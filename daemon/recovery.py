@@ -49,7 +49,7 @@ def recover_others(
     """Recover every owner in directory fd `work` whose daemon is gone.
 
     One that cannot be cleaned up after (its journal is not there, say) is left alone until the next time, with the
-    reason: it is no reason to stop for all others.
+    reason: it is no reason to stop for all others. So is one whose lock was removed: it may be alive.
     """
     found = Recovered(0, [])
     for name in owner.others(work, own.name):
@@ -58,6 +58,8 @@ def recover_others(
                 _recover_other(work, _at_home(dead, own), own, spool, journal, segment_bytes, found, tick)
         except OSError as error:
             found.left_alone[name] = error.strerror or str(error)
+    for name, _ in owner.unlocked(work, own.name):
+        found.left_alone[name] = owner.UNLOCKED.format(name)
     return found
 
 

@@ -143,11 +143,22 @@ def _health(settings: Settings, running: list[str]) -> tuple[str, str]:
     for name in ours:
         try:
             silent = time.time() - (settings.tray.root / WORK / name / LOCK).stat().st_mtime
+        except PermissionError:  # a member of its group
+            user = _owner(settings.tray.root / WORK)
+            return "unknown", f"{name} runs; whether it is well, {user} and root alone may see: sudo -u {user} …"
         except OSError as error:
-            return "unknown", f"{name} runs; how it is cannot be seen: {refusal(error)}: ask as its user, of its tray"
+            return "unknown", f"{name} runs; how it is cannot be seen: {refusal(error)}: ask of its tray (--tray)"
         if silent > SILENT_SECONDS:
             return "stuck", f"{name} has given no sign of life for {silent:.0f} s: restart it"
     return "ok", ""
+
+
+def _owner(work: Path) -> str:
+    """Return whose `.work` this is, which everybody who may look into the tray may know."""
+    try:
+        return work.owner()
+    except (OSError, KeyError):
+        return "its user"
 
 
 def _warnings(settings: Settings, model: int | None, totals: Totals) -> list[str]:

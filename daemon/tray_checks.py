@@ -3,13 +3,14 @@
 Invariant: nothing in the tray is changed: folders that are missing are named, not made.
 """
 
+import contextlib
 import errno
 import os
 import pwd
 import stat
 from collections.abc import Iterator, Sequence
 
-from daemon import fs, tray
+from daemon import fs, owner, tray
 from daemon.evidence import Evidence
 from daemon.finding import Finding, fail, ok, warn
 from daemon.journal import owners
@@ -40,6 +41,7 @@ def check_tray(settings: Settings, classes: Sequence[str]) -> Iterator[Finding]:
         yield ok("tray", printable(root))
         yield from _check_folders(folder, classes)
         yield from _check_modes(folder, classes)
+        yield from _check_owners(folder)
         if fs.exists(folder, INBOX):
             yield from _check_inbox(folder, settings)
     finally:
@@ -100,6 +102,17 @@ def _sticky(name: str, st: os.stat_result) -> Finding:
     if os.geteuid() in (0, st.st_uid):
         return warn("modes", f"{printable(name)} is sticky: people cannot move files of others there: chmod -t on it")
     return fail("modes", f"{printable(name)} is sticky: files of others cannot be moved out: chmod -t on it")
+
+
+def _check_owners(folder: int) -> Iterator[Finding]:
+    with contextlib.ExitStack() as opened:
+        try:
+            work = fs.open_folder(folder, (WORK,))
+        except (FileNotFoundError, fs.FolderBlockedError):  # told by the checks above
+            return
+        opened.callback(os.close, work)
+        for name, files in owner.unlocked(work):
+            yield fail("work", printable(f"{owner.UNLOCKED.format(name)} (files in it: {len(files):,})"))
 
 
 def _check_inbox(folder: int, settings: Settings) -> Iterator[Finding]:

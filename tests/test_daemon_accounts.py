@@ -159,6 +159,19 @@ def test_a_file_in_work_is_no_loss(accounts, sorted_tray):
     assert accounts()[:2] == (0, {"in_place": 5, "in_work": 1})
 
 
+def test_what_lies_in_work_without_a_lock_is_named_with_what_to_do(sorted_tray, capsysbinary):
+    picture(sorted_tray / "tray/inbox/new.png", mark=9)
+    with house(sorted_tray) as home:
+        folder = home.claim("new.png").folder
+    (sorted_tray / "tray/.work/d/lock").unlink()
+    assert command(sorted_tray) == 1
+    said = capsysbinary.readouterr().out.decode()
+    assert "left       1: the lock of .work/d is gone" in said
+    assert f"left: .work/d/{folder}/new.png" in said
+    assert command(sorted_tray, "--json") == 1
+    assert orjson.loads(capsysbinary.readouterr().out)["left"] == [f".work/d/{folder}/new.png"]
+
+
 def test_a_link_in_a_place_of_a_folder_is_not_followed(accounts, sorted_tray, tmp_path):
     tray = sorted_tray / "tray"
     (tray / "happy/trip").rename(tmp_path / "outside")

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -99,6 +100,19 @@ def test_wrong_modes_are_named_with_their_cure(home, folder, mode, cure):
     (home / "tray" / folder).chmod(mode)
     (found,) = complaints(diagnose(home))
     assert cure in found
+
+
+def test_photos_of_an_owner_without_a_lock_are_named_and_the_cure_cures(home):
+    with house(home) as made:
+        batch = made.claim("a.png")
+    left = home / "tray/.work/d"
+    (left / "lock").unlink()
+    [found] = complaints(diagnose(home))
+    assert found.startswith("FAIL work: the lock of .work/d is gone")
+    assert found.endswith("move them to the inbox, and remove it (files in it: 1)")
+    (left / batch.folder / "a.png").rename(home / "tray/inbox/a.png")
+    shutil.rmtree(left)
+    assert complaints(diagnose(home)) == []
 
 
 def test_a_folder_that_is_a_link_fails(home):

@@ -738,3 +738,26 @@ def test_young_means_young_by_the_wall_clock(home):
     workload = home.start_workload()
     workload.take(home.claim("future.png"))
     assert len(workload.step(0.0)) == 1
+
+
+def test_without_its_lock_an_owner_is_named_and_left_alone_dead_or_alive(tmp_path):
+    """What tells whether its daemon lives, and where its journal is, is gone."""
+    with house(tmp_path) as home:
+        with house(tmp_path) as other:
+            other.drop({"a.png": BRIGHT})
+            other.claim("a.png")
+            (home.root / ".work/d-2/lock").unlink()
+            living = recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20)
+        before = home.files()
+        dead = recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20)
+        assert (living.left_alone, dead.adopted) == (dead.left_alone, [])
+        assert "move them to the inbox" in dead.left_alone["d-2"]
+        assert home.files() == before
+
+
+def test_a_folder_without_a_lock_and_without_files_is_nobodys_concern(tmp_path):
+    with house(tmp_path) as home:
+        (home.root / ".work/d-2/batch").mkdir(parents=True)
+        (home.root / ".work/notes").write_text("no owner")
+        (home.root / ".work/d/lock").unlink()  # our own: we live
+        assert recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20).left_alone == {}

@@ -1,6 +1,7 @@
 """What a daemon does beside the photos: pings, status, reload, metrics; real services, sockets, files and signals."""
 
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from daemon.reload import AT_START, Reloader, merge
 from daemon.service import StuckError
 from daemon.succession import Succession
 from daemon.upkeep import State, Upkeep
+from daemon_parts import NOBODY, as_user, needs_root
 from stand_in import StandIn, make_service, settings_for
 from test_daemon_service import picture, running, until
 from trainer.settings import SettingsError, load
@@ -445,6 +447,23 @@ def test_the_health_check_tells_a_daemon_that_runs_from_one_that_is_stuck_or_sto
         assert status.gather(settings).health == "stuck"
         assert any(line.startswith("stuck     d has given") for line in status.describe(status.gather(settings)))
     assert status.check(settings)[0] == "stopped"
+
+
+@needs_root
+def test_a_member_of_the_group_is_told_who_may_ask(tmp_path):
+    """What is private stays so: that it runs can be seen, whether it is well cannot."""
+    settings = settings_for(tmp_path)
+    for path in [tmp_path, *tmp_path.parents][:-2]:
+        path.chmod(0o755)
+    with running(make_service(settings, once=False)):
+        until(lambda: status.check(settings)[0] == "ok", "it is well")
+        os.chown(settings.tray.root / ".work", 1, 1)
+        log = settings.journal.root
+        for path in (settings.tray.root, log, *log.iterdir()):
+            os.chown(path, -1, NOBODY)
+        health, text = as_user(NOBODY, lambda: status.check(settings))
+    user = pwd.getpwuid(1).pw_name
+    assert (health, text) == ("unknown", f"d runs; whether it is well, {user} and root alone may see: sudo -u {user} …")
 
 
 def test_a_daemon_that_lives_shows_it(tmp_path, monkeypatch):

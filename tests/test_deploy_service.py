@@ -335,6 +335,9 @@ def test_a_retraining_that_is_stopped_is_no_failure_and_one_that_fails_is_told(m
 
 PROBE = """
 import ctypes, json, mmap, os, socket
+def connect(path, kind=socket.SOCK_STREAM):
+    with socket.socket(socket.AF_UNIX, kind) as mine:
+        mine.connect(path)
 def attempt(function):
     try:
         function()
@@ -348,6 +351,8 @@ def unshare(flags):
 print(json.dumps({
     "its own state": attempt(lambda: open("/var/lib/moodbox/probe", "w")),
     "a unix socket": attempt(lambda: socket.socket(socket.AF_UNIX)),
+    "the journal": attempt(lambda: connect("/run/systemd/journal/socket", socket.SOCK_DGRAM)),
+    "another's socket": attempt(lambda: connect("/run/open")),
     "write elsewhere": attempt(lambda: open("/srv/open/probe", "w")),
     "read a home": attempt(lambda: os.listdir("/home/anna")),
     "IPv4": attempt(lambda: socket.socket(socket.AF_INET)),
@@ -359,6 +364,15 @@ print(json.dumps({
     "the kernel's settings": attempt(lambda: open("/proc/sys/kernel/hostname")),
     "code that it wrote": attempt(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)),
 }))
+"""
+# A socket that every user may write to, as the system's D-Bus is.
+SOCKET = """
+import os, socket
+os.umask(0)
+held = socket.create_server("/run/open", family=socket.AF_UNIX)
+print("listening", flush=True)
+input()
+os.unlink("/run/open")
 """
 PLAIN = "[Service]\nUser=moodbox\n"
 
@@ -380,11 +394,15 @@ def allowed(machine, unit):
 @pytest.mark.parametrize("unit", [SERVICE, RETRAIN])
 def test_the_sandbox_shuts_it_in(machine, unit):
     """Each is tried with the unit's own properties, as the unit's own user; and without them, to see that it could."""
-    needed = {"its own state", "a unix socket"} | (
+    needed = {"its own state", "a unix socket", "the journal"} | (
         {"code that it wrote", "the kernel's settings"} if unit == RETRAIN else set()
     )
-    assert allowed(machine, machine.path(f"/usr/local/lib/systemd/system/{unit}").read_text()) == needed
-    assert allowed(machine, PLAIN) == set(re.findall(r'"(.+)": attempt', PROBE))
+    holder = machine.command("/opt/moodbox/current/bin/python", "-c", SOCKET)
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "listening\n"
+        assert allowed(machine, machine.path(f"/usr/local/lib/systemd/system/{unit}").read_text()) == needed
+        assert allowed(machine, PLAIN) == set(re.findall(r'"(.+)": attempt', PROBE))
+        other.communicate("\n")
 
 
 def test_a_backup_brings_everything_back(machine):

@@ -17,6 +17,7 @@ import numpy as np
 import pillow_heif
 from PIL import AvifImagePlugin, Image
 
+from trainer import memory
 from trainer.headers import CHECKS, FORMATS, ImageError, check_size, ends_early, sniff
 
 __all__ = ["FORMATS", "PREPROCESSING_VERSION", "ImageError", "Picture", "decode"]
@@ -133,6 +134,7 @@ def _set_up(max_pixels: int) -> None:
     # Pillow checks it once more: its reading of a damaged GIF may differ from _check_gif's.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
     Image.init()
+    memory.keep_buffers()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the daemon has a thread per core already
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
