@@ -105,7 +105,7 @@ class Place:
         def pour() -> None:
             for number in range(first, first + 100_000):
                 self.drop(number, ("happy", "sad")[number % 2])
-                if over.wait(0.02):  # the pace
+                if over.wait(0.1):  # the pace: the daemon keeps up, and leaves the training some of the machine
                     return
 
         thread = threading.Thread(target=pour)
