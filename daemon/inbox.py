@@ -75,27 +75,27 @@ class Inbox:
 
     def next_look(self, now: float) -> float | None:
         """Return when (monotonic seconds) there is something to do, None where only an event can tell."""
-        if self._may_scan(now, wished=self._dirty):
+        if self._may_scan(now):
             return now
         return self._intake.next_look()
 
-    def _may_scan(self, now: float, *, wished: bool) -> bool:
+    def _may_scan(self, now: float) -> bool:
         """Tell whether to go on with a pass, or to begin one.
 
         Each move of ours is an event that asks for another pass: through ten thousand files that wait, for the sake of
         each batch. It can wait while there is enough to do; not for ever, since what is new has to settle.
         """
-        may_begin = wished and (now >= self._next_pass or not self._intake.is_full)
+        may_begin = self._dirty and (now >= self._next_pass or not self._intake.is_full)
         return self._intake.room > 0 and (self._scanner.in_pass or may_begin)
 
-    def look(self, now: float, *, again: bool = False) -> None:
-        """Look again at what is not settled, and at a piece of the inbox where that is due, or wished (`again`)."""
+    def look(self, now: float) -> None:
+        """Look again at what is not settled, and at a piece of the inbox where that is due."""
         for file, sighting in self._scanner.look(self._tray, self._intake.unsettled(now, at_once=self._dirty)):
             if sighting is None:
                 self._intake.forget(file)
             else:
                 self._intake.see(sighting, now)
-        if self._may_scan(now, wished=again or self._dirty):
+        if self._may_scan(now):
             self._scan(now)
 
     def _scan(self, now: float) -> None:

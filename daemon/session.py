@@ -32,8 +32,6 @@ from trainer.settings import Settings
 
 POLL_SECONDS = 1.0
 NAMED = 10  # files that wait
-AFTERGLOW_SECONDS = 0.6  # watchdog holds events back for 0.5 s after a rename out of the inbox: the scan does not
-AFTERGLOW_STEP = 0.02
 log = structlog.get_logger()
 
 
@@ -54,7 +52,6 @@ class Session:
     meter: Meter = field(default_factory=Meter)
     watcher: Watcher | None = None
     _rescan_at: float = 0.0
-    _glow_until: float = 0.0
     _lines: list[Line] = field(default_factory=list)
     _left_alone: dict[str, str] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
@@ -110,15 +107,13 @@ class Session:
         self._lines += self.workload.step(now)
         if now >= self._rescan_at:
             self._rescan(now)
-        self.inbox.look(now, again=now < self._glow_until)
+        self.inbox.look(now)
         while may_claim and self.workload.has_room and self._claim(now):
             pass
         self._tell_blocked()
         if (rescued := self.inbox.take_rescued()) and self.watcher is not None:
             self.journal.count_rescued(rescued)
         lines, self._lines = self._lines, []
-        if lines:
-            self._glow_until = now + AFTERGLOW_SECONDS
         return lines
 
     def succeed(self, decider: Decider) -> None:
@@ -141,8 +136,6 @@ class Session:
         """Return when (monotonic seconds) something is due, if no event comes first."""
         look = self.inbox.next_look(now) if self.workload.has_room or self.inbox.waiting == 0 else None
         due = [d for d in (self._rescan_at, look, self.workload.next_step()) if d is not None]
-        if now < self._glow_until:
-            return now + AFTERGLOW_STEP
         return max(now, min(due))
 
     @property

@@ -9,8 +9,9 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog import events
 from watchdog.observers import Observer
+from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from daemon import fs
 from daemon.intake import Sighting
@@ -18,7 +19,14 @@ from daemon.tray import INBOX
 
 MAX_DEPTH = 64
 MAX_PATH = 3000  # bytes; the path in .work is longer than the one in the inbox, and the kernel ends at 4,096
-QUIET_EVENTS = ("opened", "closed_no_write")  # the settle check causes them itself
+# All but what reading causes: the settle check and the scan open things themselves, and each event costs three threads.
+HEARD: list[type[events.FileSystemEvent]] = [
+    events.FileCreatedEvent, events.FileMovedEvent, events.FileModifiedEvent, events.FileAttribEvent,
+    events.FileClosedEvent, events.FileDeletedEvent, events.DirCreatedEvent, events.DirMovedEvent,
+    events.DirAttribEvent, events.DirDeletedEvent,
+]  # fmt: skip
+# It holds back all events for half a second after each claim, to pair both ends of a rename: either end wakes us.
+InotifyMoveEventGrouper.delay = 0.0
 
 
 class Watcher:
@@ -29,7 +37,7 @@ class Watcher:
         self._inbox, self._inode = inbox, os.stat(inbox).st_ino
         self._observer = Observer()
         try:
-            self._observer.schedule(_Waker(wake), inbox, recursive=True)
+            self._observer.schedule(_Waker(wake), inbox, recursive=True, event_filter=HEARD)
             self._observer.start()
         except OSError:
             self._observer.stop()  # it has an inotify descriptor and a thread already; the next try makes new ones
@@ -49,13 +57,12 @@ class Watcher:
         self._observer.join(timeout=2)
 
 
-class _Waker(FileSystemEventHandler):
+class _Waker(events.FileSystemEventHandler):
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type not in QUIET_EVENTS:
-            self._wake()
+    def on_any_event(self, _: events.FileSystemEvent) -> None:
+        self._wake()
 
 
 def ignored_names(patterns: Sequence[str]) -> re.Pattern[str]:

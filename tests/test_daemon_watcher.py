@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from time import monotonic as clock
 
 import pytest
 
@@ -69,33 +70,46 @@ def test_what_happens_in_the_inbox_wakes(inbox, what):
         watcher.stop()
 
 
-def test_reading_does_not_wake(inbox, woken, monkeypatch):
+def test_reading_is_not_even_heard_of(inbox, woken, monkeypatch):
     """The settle check opens every file itself: waking on that would never end."""
-    seen, real = [], watcher_module._Waker.on_any_event
+    seen = []
+    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, event: seen.append(event.src_path))
 
-    def look(waker, event):
-        seen.append((event.event_type, event.src_path))
-        real(waker, event)
+    def catch_up(name):
+        """Make a file, and wait until that is told of: things are told in the order in which they happen."""
+        (inbox / name).touch()
+        wait_for(lambda: str(inbox / name) in seen)
 
-    def catch_up():
-        """Read another file, and wait until that is told of: it is told in the order in which it happens."""
-        end, before = ("closed_no_write", str(inbox / "mark.jpg")), len(seen)
-        (inbox / "mark.jpg").read_bytes()
-        wait_for(lambda: end in seen[before:])
-
-    monkeypatch.setattr(watcher_module._Waker, "on_any_event", look)
-    _, event = woken
-    lay(inbox, {"photo.jpg": b"x", "mark.jpg": b"x"})
-    catch_up()
-    assert event.is_set()
-    event.clear()
+    lay(inbox, {"photo.jpg": b"x"})
+    catch_up("first.jpg")
+    assert str(inbox / "photo.jpg") in seen
+    seen.clear()
     for _ in range(50):
         (inbox / "photo.jpg").read_bytes()
         os.listdir(inbox)
     (inbox.parent / "elsewhere").touch()
-    catch_up()
-    assert ("opened", str(inbox / "photo.jpg")) in seen
-    assert not event.is_set()
+    catch_up("last.jpg")
+    assert set(seen) <= {str(inbox / "first.jpg"), str(inbox / "last.jpg")}
+
+
+def test_a_file_that_leaves_holds_no_event_back(inbox, monkeypatch):
+    """watchdog would hold back all that comes after a claim for half a second, to pair both ends of a rename."""
+    seen, waits = {}, []
+    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, e: seen.setdefault(e.src_path, clock()))
+    watcher = Watcher(str(inbox), lambda: None)
+    try:
+        for number in range(5):
+            old, new = inbox / f"old{number}.jpg", inbox / f"new{number}.jpg"
+            old.touch()
+            wait_for(lambda old=old: str(old) in seen)
+            old.rename(inbox.parent / "claimed.jpg")
+            made = clock()
+            new.touch()
+            wait_for(lambda new=new: str(new) in seen)
+            waits.append(seen[str(new)] - made)
+    finally:
+        watcher.stop()
+    assert min(waits) < 0.5, "each was held back"
 
 
 def test_deleting_the_inbox_is_noticed(inbox, woken):

@@ -1,7 +1,9 @@
 """trainer.views: scene and faces are two opinions and one answer."""
 
+import dataclasses
 import io
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -28,8 +30,12 @@ class Network:
         return self.scores
 
 
-def predictor(scene, face, rules=RULES):
-    return views.Predictor(scene, views.FaceReader(faces.Finder(faces.shipped_detector(), rules), face))
+def reader(face, rules=RULES):
+    return views.FaceReader(faces.Finder(faces.shipped_detector(), rules), face)
+
+
+def predictor(scene, face, rules=RULES, *, ahead=False):
+    return views.Predictor(scene, reader(face, rules), ahead=ahead)
 
 
 def decoded(drawn):
@@ -136,3 +142,35 @@ def test_the_detail_is_the_same_picture_as_the_scene():
     assert isinstance(picture, Picture)
     small = np.asarray(Image.fromarray(picture.detail).resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(small - picture.pixels).mean() < 2
+
+
+def test_looking_ahead_answers_alike_one_picture_after_the_other():
+    def judge(ahead):
+        judges = [predictor(Network(*scores), Network(0.2, 0.8), ahead=ahead) for scores in ((0.95, 0.05), (0.7, 0.3))]
+        found = [judge(picture) for picture in (PORTRAIT, EMPTY, SMALL, PORTRAIT) for judge in judges]
+        return [(f.scores.tolist(), sorted(f.views), f.boxes, f.is_face) for f in found]
+
+    assert judge(ahead=True) == judge(ahead=False)
+
+
+def test_looking_ahead_does_not_wait_for_the_scene():
+    looking, begun = reader(Network(0.2, 0.8)), threading.Event()
+    find = looking.find
+
+    def look(picture):
+        begun.set()
+        return find(picture)
+
+    def scene(pixels):
+        assert begun.wait(30), "nobody looks for faces yet"
+        return np.array([0.7, 0.3], np.float32)
+
+    looking.find = look
+    assert len(views.Predictor(scene, looking, ahead=True)(PORTRAIT).boxes) == 1
+
+
+def test_a_detector_that_fails_ahead_fails_the_picture_that_asked():
+    judge = predictor(Network(0.7, 0.3), Network(0.2, 0.8), ahead=True)
+    with pytest.raises(ValueError, match="detail"):
+        judge(dataclasses.replace(PORTRAIT, detail=None))
+    assert len(judge(PORTRAIT).boxes) == 1

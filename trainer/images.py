@@ -122,6 +122,8 @@ def _within(detail: int, width: int, height: int) -> tuple[int, int]:
 
 
 def _resized(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None) -> Image.Image:
+    if size == image.size and box in (None, (0, 0, *size)):
+        return image  # Pillow would copy it
     return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 

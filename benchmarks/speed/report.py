@@ -68,7 +68,7 @@ def page(found: Found) -> Iterator[str]:
     if found.latencies:
         yield "## Latency: a photo of 640x480 dropped, until it is in its folder (`settle_seconds` taken off)\n"
         rows = ([how, f"{d.p50:.0f}", f"{d.p99:.0f}", f"{d.worst:.0f}"] for how, d in found.latencies.items())
-        yield from table(["dropped by", "p50, ms", "p99, ms", "worst, ms"], rows)
+        yield from table(["how", "p50, ms", "p99, ms", "worst, ms"], rows)
     if found.scales:
         yield "## Scale: so many tiny files wait (`moodbox once`)\n"
         rows = ([f"{s.files:,}", f"{s.rate:,.0f}", f"{s.cpu_ms:.2f}", f"{s.first:.1f}", f"{s.peak:,.0f}"]
