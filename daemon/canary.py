@@ -96,7 +96,8 @@ def _sort(settings: Settings) -> Line:
         classifier = Classifier.load(settings.models.root)
 
         def make(post: Post) -> Pipe:
-            from daemon.pipeline import Pipeline  # noqa: PLC0415  # TensorFlow: seconds
+            with quiet.importing():
+                from daemon.pipeline import Pipeline  # noqa: PLC0415  # TensorFlow: seconds
 
             limits = Limits(settings.tray.max_file_bytes, settings.tray.max_pixels)
             return Pipeline(classifier.eye, classifier.make_predictor, post, threads=1, limits=limits)

@@ -88,7 +88,7 @@ def _make_pipe(settings: Settings, classifier: Classifier) -> MakePipe:
     threads = settings.daemon.cores
 
     def make(post: Post) -> Pipe:
-        with quiet.native_stderr():
+        with quiet.importing():
             from daemon.pipeline import Pipeline  # noqa: PLC0415  # seconds: after everything that can fail at once
 
             return Pipeline(classifier.eye, classifier.make_predictor, post, threads=threads, limits=limits)

@@ -162,7 +162,7 @@ def judged(settings: Settings, found: Findings, cache: prepared.Cache) -> list[S
 def _judging() -> ModuleType:
     """Load TensorFlow, which takes seconds and says things that are no errors, and what judges with it."""
     line("loading TensorFlow")
-    with quiet.native_stderr():
+    with quiet.importing():
         from trainer import judging  # noqa: PLC0415
     return judging
 

@@ -47,7 +47,7 @@ def fit(settings: Settings, *, promote: bool, resume: bool) -> None:
 def training() -> ModuleType:
     """Load TensorFlow, which takes seconds and says things that are no errors, and what trains with it."""
     progress.line("loading TensorFlow")
-    with quiet.native_stderr():
+    with quiet.importing():
         from trainer import train  # noqa: PLC0415
     return train
 

@@ -51,7 +51,7 @@ def evaluate(settings: Settings, number: int | None) -> None:
 
 def write_report(settings: Settings, loaded: bundle.Bundle, predictions: Any, metrics: Any, notes: list[str]) -> None:
     """Write report.html into a run directory of its own, and say where it is."""
-    with quiet.native_stderr():
+    with quiet.importing():
         from trainer import report  # noqa: PLC0415  TensorFlow, for what the network looked at
 
     name = f"evaluate-{loaded.manifest.number}"

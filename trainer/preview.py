@@ -25,7 +25,7 @@ from trainer.settings import Settings
 def preview(settings: Settings) -> None:
     """Draw a batch to `runs/preview/<UTC time>.png`, and print what a batch is. Raises DatasetError."""
     class_folders(settings.dataset.root, Rules(settings.tray.ignore, settings.tray.max_file_bytes))
-    with quiet.native_stderr():
+    with quiet.importing():
         from trainer import augment  # noqa: PLC0415  TensorFlow: seconds
         from trainer.plan import Plan  # noqa: PLC0415
 
