@@ -127,10 +127,11 @@ class Service:
             self._await_successors()
             if self._stopping_since is None:
                 self.audience.ready(self.serving.describe(), session.inbox.waiting)
+            delay = 0.0
             while not self._is_done(time.monotonic()):
+                self._sleep(min(delay, pulse.every(is_idle=self._is_idle)))
                 self._beside(time.monotonic(), pipe)
                 delay = self.one_iteration(time.monotonic(), pipe)
-                self._sleep(min(delay, pulse.every(is_idle=self._is_idle)))
             systemd.notify(STOPPING=1)
         finally:
             if self._succession is not None:

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from daemon import fs, tray
+from daemon import fs, pulse, tray
+from daemon import session as session_module
 from daemon.events import Line
 from daemon.journal import Journal, read
 from daemon.service import PipelineError, Service, StuckError
@@ -67,6 +68,23 @@ def test_once_sorts_what_is_there_and_ends(tmp_path):
     assert service.run() == {}
     check(tmp_path, before)
     assert {line["event"] for line in lines(tmp_path)} >= {"started", "stopped", "sorted", "rejected", "totals"}
+
+
+def test_once_ends_with_its_last_delivery(tmp_path, monkeypatch):
+    """Nothing happens after it that would wake the loop."""
+    monkeypatch.setattr(session_module, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(pulse, "every", lambda is_idle: 3600.0 if is_idle else 1.0)
+    tray.create(tmp_path / "tray")
+    picture(tmp_path / "tray" / "inbox" / "photo.png")
+    service = make_service(settings_for(tmp_path, tray={"poll": "always"}))
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    try:
+        thread.join(timeout=DEADLINE)
+        assert not thread.is_alive()
+    finally:
+        service.stop()
+        thread.join()
 
 
 def test_files_that_arrive_by_copy_and_by_move_are_sorted(tmp_path):
