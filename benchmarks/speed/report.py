@@ -155,11 +155,11 @@ def table(names: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]])
 def plot(found: Found, file: Path) -> None:
     """Draw the CPU per photo of each contestant, and what many files cost."""
     figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for number, name in enumerate(CONTESTANTS):
         at = [index + 0.2 * (number - 1.5) for index in range(len(found.speeds))]
         left.bar(at, [speeds[name].cpu_ms for speeds in found.speeds.values()], 0.18, label=name)
-    left.set_xticks(range(len(found.speeds)), list(found.speeds), rotation=10)
+    left.set_xticks(range(len(found.speeds)), [kind.replace(", ", "\n") for kind in found.speeds])
     most = max((speed.cpu_ms for speeds in found.speeds.values() for speed in speeds.values()), default=1)
     left.set(yscale="log", ylabel="CPU per photo, ms (log)", title="Throughput: less is better", ylim=(1, 4 * most))
     left.legend(ncols=len(CONTESTANTS), loc="upper center")
