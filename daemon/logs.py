@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import threading
-import warnings
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -93,8 +92,6 @@ def configure(*, quiet: bool = False) -> None:
         renderer,
     ]
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it complains of its own threads when it is stopped
-    # A folder that is seen twice while it is moved in is watched once: no news for an administrator.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="watchdog")
     threading.excepthook = _tell_dead_thread
     structlog.configure(
         processors=processors,

@@ -7,6 +7,7 @@ keeps no more than the directories it stands in, and goes on where it stopped.
 import fnmatch
 import os
 import re
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from watchdog import events
@@ -35,6 +36,8 @@ class Watcher:
     def __init__(self, inbox: str, wake: Callable[[], None]) -> None:
         """Begin to watch. Raises OSError where the kernel's limit of watches is reached."""
         self._inbox, self._inode = inbox, os.stat(inbox).st_ino
+        # It tells of each folder that it watches already: one that is moved, or seen twice while it is moved in.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="watchdog")
         self._observer = Observer()
         try:
             self._observer.schedule(_Waker(wake), inbox, recursive=True, event_filter=HEARD)

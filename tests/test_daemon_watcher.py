@@ -112,6 +112,27 @@ def test_a_file_that_leaves_holds_no_event_back(inbox, monkeypatch):
     assert min(waits) < 0.5, "each was held back"
 
 
+def test_a_folder_that_moves_about_stays_watched(inbox, monkeypatch):
+    """Both ends of its move are heard of apart, also where a person takes it out and puts it back."""
+    seen = []
+    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, event: seen.append(event.src_path))
+    watcher = Watcher(str(inbox), lambda: None)
+    try:
+        folder = inbox / "trip"
+        (folder / "day").mkdir(parents=True)
+        wait_for(lambda: str(folder / "day") in seen)
+        for place in (inbox / "renamed", inbox.parent / "outside", inbox / "back"):
+            folder = folder.rename(place)
+        for number in range(20):
+            folder = folder.rename(inbox / f"again{number}")
+        folder.rename(inbox / "back")
+        (inbox / "back" / "day" / "new.jpg").touch()
+        wait_for(lambda: str(inbox / "back" / "day" / "new.jpg") in seen)
+        assert watcher.is_alive()
+    finally:
+        watcher.stop()
+
+
 def test_deleting_the_inbox_is_noticed(inbox, woken):
     watcher, _ = woken
     assert watcher.is_alive()
