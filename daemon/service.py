@@ -86,6 +86,7 @@ class Service:
     _backoff: float = 0.0
     _retry_at: float = 0.0
     _fault: str | None = None
+    _has_news: bool = False  # something was delivered: STATUS is still to say so, a second later at most
     _session: Session | None = None
     _succession: Succession | None = None
 
@@ -155,6 +156,7 @@ class Service:
                 session.inbox.wake()
             self._succeed(session, pipe)
             self.upkeep.meter.delivered(lines := session.step(now, may_claim=not self.is_stopping), time.monotonic())
+            self._has_news = bool(lines)
             for line in lines:
                 self.audience.decided(line, session.waiting)
             self._recovered()
@@ -231,7 +233,8 @@ class Service:
 
     @property
     def _is_idle(self) -> bool:
-        return self._session is not None and self._fault is None and self._session.waiting == 0
+        is_calm = self._fault is None and not self._has_news
+        return is_calm and self._session is not None and self._session.waiting == 0
 
     def _is_done(self, now: float) -> bool:
         session = self._session

@@ -116,6 +116,14 @@ def test_a_decoder_that_hangs_is_pinged_for_until_the_daemon_ends_it_itself(tmp_
         assert isinstance(failures[0], StuckError)
 
 
+def test_status_counts_the_last_photo_before_the_loop_goes_idle(tmp_path, manager, monkeypatch):
+    monkeypatch.setattr("daemon.pulse.IDLE_EVERY", 3600.0)
+    settings = settings_for(tmp_path, daemon={"rescan_seconds": 3600})
+    with running(make_service(settings, once=False)):
+        picture(settings.tray.root / "inbox/a.png")
+        until(lambda: any("0 waiting, 0 in work; 1 sorted so far" in text for text in manager), "it is told")
+
+
 def test_a_full_disk_is_no_reason_to_be_killed(tmp_path, manager, monkeypatch):
     monkeypatch.setenv("WATCHDOG_USEC", "30000")
     settings = settings_for(tmp_path, daemon={"decode_seconds": 0.1})
