@@ -26,7 +26,7 @@ HEARD: list[type[events.FileSystemEvent]] = [
     events.FileClosedEvent, events.FileDeletedEvent, events.DirCreatedEvent, events.DirMovedEvent,
     events.DirAttribEvent, events.DirDeletedEvent,
 ]  # fmt: skip
-# It holds back all events for half a second after each claim, to pair both ends of a rename: either end wakes us.
+# watchdog holds all events back for half a second after each claim, to pair both ends of a rename: either wakes us.
 InotifyMoveEventGrouper.delay = 0.0
 
 
@@ -36,7 +36,7 @@ class Watcher:
     def __init__(self, inbox: str, wake: Callable[[], None]) -> None:
         """Begin to watch. Raises OSError where the kernel's limit of watches is reached."""
         self._inbox, self._inode = inbox, os.stat(inbox).st_ino
-        # It tells of each folder that it watches already: one that is moved, or seen twice while it is moved in.
+        # watchdog warns of each folder that it watches already: one that is moved, or seen twice while it is moved in.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="watchdog")
         self._observer = Observer()
         try:

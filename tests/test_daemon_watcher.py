@@ -38,6 +38,14 @@ def woken(inbox):
     watcher.stop()
 
 
+@pytest.fixture
+def heard(woken, monkeypatch):
+    """What the watcher hears of: path to when first (monotonic seconds)."""
+    times = {}
+    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, e: times.setdefault(e.src_path, clock()))
+    return times
+
+
 def scan(tray, scanner=None, count=100_000, known=()):
     return sorted(s.file for s in (scanner or Scanner(())).scan(tray, count, lambda f: f in known))
 
@@ -70,67 +78,54 @@ def test_what_happens_in_the_inbox_wakes(inbox, what):
         watcher.stop()
 
 
-def test_reading_is_not_even_heard_of(inbox, woken, monkeypatch):
+def test_reading_is_not_even_heard_of(inbox, heard):
     """The settle check opens every file itself: waking on that would never end."""
-    seen = []
-    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, event: seen.append(event.src_path))
 
     def catch_up(name):
         """Make a file, and wait until that is told of: things are told in the order in which they happen."""
         (inbox / name).touch()
-        wait_for(lambda: str(inbox / name) in seen)
+        wait_for(lambda: str(inbox / name) in heard)
 
     lay(inbox, {"photo.jpg": b"x"})
     catch_up("first.jpg")
-    assert str(inbox / "photo.jpg") in seen
-    seen.clear()
+    assert str(inbox / "photo.jpg") in heard
+    heard.clear()
     for _ in range(50):
         (inbox / "photo.jpg").read_bytes()
         os.listdir(inbox)
     (inbox.parent / "elsewhere").touch()
     catch_up("last.jpg")
-    assert set(seen) <= {str(inbox / "first.jpg"), str(inbox / "last.jpg")}
+    assert set(heard) <= {str(inbox / "first.jpg"), str(inbox / "last.jpg")}
 
 
-def test_a_file_that_leaves_holds_no_event_back(inbox, monkeypatch):
+def test_a_file_that_leaves_holds_no_event_back(inbox, heard):
     """watchdog would hold back all that comes after a claim for half a second, to pair both ends of a rename."""
-    seen, waits = {}, []
-    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, e: seen.setdefault(e.src_path, clock()))
-    watcher = Watcher(str(inbox), lambda: None)
-    try:
-        for number in range(5):
-            old, new = inbox / f"old{number}.jpg", inbox / f"new{number}.jpg"
-            old.touch()
-            wait_for(lambda old=old: str(old) in seen)
-            old.rename(inbox.parent / "claimed.jpg")
-            made = clock()
-            new.touch()
-            wait_for(lambda new=new: str(new) in seen)
-            waits.append(seen[str(new)] - made)
-    finally:
-        watcher.stop()
+    waits = []
+    for number in range(5):
+        old, new = inbox / f"old{number}.jpg", inbox / f"new{number}.jpg"
+        old.touch()
+        wait_for(lambda old=old: str(old) in heard)
+        old.rename(inbox.parent / "claimed.jpg")
+        made = clock()
+        new.touch()
+        wait_for(lambda new=new: str(new) in heard)
+        waits.append(heard[str(new)] - made)
     assert min(waits) < 0.5, "each was held back"
 
 
-def test_a_folder_that_moves_about_stays_watched(inbox, monkeypatch):
+def test_a_folder_that_moves_about_stays_watched(inbox, woken, heard):
     """Both ends of its move are heard of apart, also where a person takes it out and puts it back."""
-    seen = []
-    monkeypatch.setattr(watcher_module._Waker, "on_any_event", lambda _, event: seen.append(event.src_path))
-    watcher = Watcher(str(inbox), lambda: None)
-    try:
-        folder = inbox / "trip"
-        (folder / "day").mkdir(parents=True)
-        wait_for(lambda: str(folder / "day") in seen)
-        for place in (inbox / "renamed", inbox.parent / "outside", inbox / "back"):
-            folder = folder.rename(place)
-        for number in range(20):
-            folder = folder.rename(inbox / f"again{number}")
-        folder.rename(inbox / "back")
-        (inbox / "back" / "day" / "new.jpg").touch()
-        wait_for(lambda: str(inbox / "back" / "day" / "new.jpg") in seen)
-        assert watcher.is_alive()
-    finally:
-        watcher.stop()
+    folder = inbox / "trip"
+    (folder / "day").mkdir(parents=True)
+    wait_for(lambda: str(folder / "day") in heard)
+    for place in (inbox / "renamed", inbox.parent / "outside", inbox / "back"):
+        folder = folder.rename(place)
+    for number in range(20):
+        folder = folder.rename(inbox / f"again{number}")
+    folder.rename(inbox / "back")
+    (inbox / "back" / "day" / "new.jpg").touch()
+    wait_for(lambda: str(inbox / "back" / "day" / "new.jpg") in heard)
+    assert woken[0].is_alive()
 
 
 def test_deleting_the_inbox_is_noticed(inbox, woken):

@@ -1,7 +1,6 @@
 """trainer.quiet: what loads says nothing unless it fails, and Python's collector does not look through it."""
 
 import gc
-import os
 import subprocess
 import sys
 
@@ -53,6 +52,6 @@ def test_a_collector_that_was_off_stays_off(collections):
 @pytest.mark.parametrize(("then", "heard"), [("pass", b""), ("raise ValueError('no')", b"chatter")])
 def test_native_code_is_heard_only_where_something_fails(block, then, heard):
     code = f"import os\nfrom trainer import quiet\nwith quiet.{block}():\n    os.write(2, b'chatter')\n    {then}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.stderr.startswith(heard)
     assert (b"chatter" in done.stderr) == bool(heard)

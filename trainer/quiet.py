@@ -37,7 +37,7 @@ def native_stderr() -> Iterator[None]:
 def importing() -> Iterator[None]:
     """Import TensorFlow in the block, or what needs it: quietly, and in three quarters of the time.
 
-    Python's collector would look through all that it makes six times over, for five objects, and later all threads
+    Python's collector would look through all that it makes six times over, for next to nothing, and later all threads
     would wait for half a second (measured) whenever it looks through that again: it is told not to.
     """
     was_enabled = gc.isenabled()

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from trainer import images
 from trainer.bundle import Bundle, BundleError
 from trainer.faces import Box
-from trainer.quiet import native_stderr
+from trainer.quiet import importing, native_stderr
 
 SIDE = 224  # pixels, of the longer side
 QUALITY = 80  # of JPEG: 36 photos and their overlays take about half a megabyte
@@ -70,13 +70,13 @@ def explainer(bundle: Bundle) -> Explainer:
         return _none(str(error))
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return _none(f"its {KERAS_MODEL} is no Keras file")
-    with native_stderr():
+    with importing():
         from trainer import gradcam  # noqa: PLC0415  TensorFlow: seconds
-
-        try:
+    try:
+        with native_stderr():
             model = gradcam.load(data)
-        except gradcam.UnexplainableError as error:
-            return _none(str(error))
+    except gradcam.UnexplainableError as error:
+        return _none(str(error))
 
     def overlays(pixels: Sequence[Pixels], classes: Sequence[int]) -> tuple[Sequence[Pixels], str | None]:
         try:

@@ -98,9 +98,9 @@ class Predictor:
 
     def _look(self, reader: FaceReader, picture: Picture) -> Callable[[], faces.Found]:
         """Return what gives the faces in a picture. The helper looks at one at a time, also where nobody waited."""
-        return (
-            partial(reader.find, picture) if self._helper is None else self._helper.submit(reader.find, picture).result
-        )
+        if self._helper is None:
+            return partial(reader.find, picture)
+        return self._helper.submit(reader.find, picture).result
 
     def _by_scene(self, picture: Picture) -> Judged:
         scores = self._scene(picture.pixels)

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.speed import pictures
 from benchmarks.speed.process import daemon, started
 from daemon.classifier import Classifier
-from daemon.predictors import MOST
+from daemon.predictors import Predictors
 
 SETTLE = 0.5  # seconds; the default
 PATIENCE = 30.0
@@ -64,7 +64,7 @@ def _summary(times: list[float]) -> Latency:
 def _work(models: Path) -> Callable[[bytes], float]:
     """Return what decodes and judges a photo as the daemon does one that comes alone; it returns the milliseconds."""
     classifier = Classifier.load(models)
-    predict = classifier.make_predictor(min(len(os.sched_getaffinity(0)), MOST))
+    predict = Predictors.made(classifier.make_predictor, len(os.sched_getaffinity(0))).alone
 
     def work(data: bytes) -> float:
         begun = time.perf_counter()
