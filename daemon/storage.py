@@ -6,6 +6,7 @@ opened. What is wrong with one photo is in its report; what is wrong with the st
 
 import errno
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -70,6 +71,7 @@ class Local:
         self._root = Path(root)
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._evidence = Evidence(self._fd)
+        weakref.finalize(self, _close, self._evidence, self._fd)  # no owner ends it: a worker of Ray's keeps it
 
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         with closing(os.scandir(self._evidence.folder(folder))) as entries:
@@ -161,6 +163,11 @@ class Remote:
             raise
         except Exception as error:
             raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._root) from error
+
+
+def _close(evidence: Evidence, fd: int) -> None:
+    evidence.close()
+    os.close(fd)
 
 
 def _of_the_file(error: OSError, facts: Facts) -> Report:

@@ -1,5 +1,7 @@
 """What pytest itself is told: a story's tests share one machine, in one process, in the order in which they stand."""
 
+import collections
+import os
 import signal
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
+MANY_FILES = 100  # pytest, xdist and TensorFlow have some 20
 STORIES = ("test_deploy_service.py",)
 
 
@@ -18,6 +21,14 @@ def _broken_leases():
     before = signal.signal(signal.SIGIO, lambda *_: None)
     yield
     signal.signal(signal.SIGIO, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _closed_files():
+    """A process that goes from test to test ends with few open files: each leak of the product's adds up here."""
+    yield
+    opened = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]
+    assert len(opened) < MANY_FILES, collections.Counter(opened).most_common(20)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly

@@ -63,6 +63,20 @@ def test_the_walk_finds_every_file_in_the_order_of_its_bytes(paths):
         assert list(shards.walk(storage.Local(root), NOTHING)) == sorted(made, key=os.fsencode)
 
 
+def test_folders_are_closed_with_the_last_that_uses_them(tmp_path):
+    """A worker of Ray's serves one job after the other, and a process has a thousand files at most."""
+    lay(tmp_path, {"a/b.png": b"", "a/c/d.png": b""})
+    before = os.listdir("/proc/self/fd")
+    photos = storage.Local(str(tmp_path))
+    walk = shards.walk(photos, NOTHING)
+    assert next(walk) == "a/b.png"
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    del photos
+    assert list(walk) == ["a/c/d.png"], "the walk uses them"
+    del walk
+    assert os.listdir("/proc/self/fd") == before
+
+
 @given(files=st.lists(PATHS, max_size=12))
 def test_a_list_holds_names_of_any_bytes(files):
     class Memory(dict):

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import pty
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -211,11 +211,15 @@ def test_progress_is_plain_lines_where_nobody_watches(whole):
 def on_terminal(argv, interrupt_at=""):
     """Run with stderr on a terminal; send Ctrl-C once a text shows up. Return the screen's bytes and the status."""
     main, side = pty.openpty()
-    with subprocess.Popen(argv, env=environment(TERM="xterm"), stdout=subprocess.DEVNULL, stderr=side) as run:
+    with (
+        subprocess.Popen(argv, env=environment(TERM="xterm"), stdout=subprocess.DEVNULL, stderr=side) as run,
+        selectors.DefaultSelector() as screen,
+    ):
         os.close(side)
+        screen.register(main, selectors.EVENT_READ)
         seen, ends = b"", time.monotonic() + DEADLINE
         while time.monotonic() < ends:
-            if not select.select([main], [], [], 1.0)[0]:
+            if not screen.select(1.0):
                 continue
             try:
                 seen += os.read(main, 65536)

@@ -13,6 +13,7 @@ from trainer import quiet
 def collections():
     """The collections that have begun; the collector is as before afterwards."""
     seen, was_enabled = [], gc.isenabled()
+    gc.unfreeze()  # another test loaded TensorFlow
 
     def note(phase, _):
         seen.append(phase)
@@ -33,6 +34,16 @@ def test_what_is_imported_is_never_looked_through(collections):
     assert gc.isenabled()
     assert gc.get_freeze_count() >= len(kept)
     assert not any(found is kept for found in gc.get_objects()), "the collector still has it"
+
+
+def test_a_second_import_keeps_no_garbage(collections):
+    with quiet.importing():
+        pass
+    frozen = gc.get_freeze_count()
+    with quiet.importing():
+        kept = [[number] for number in range(1000)]
+    assert any(found is kept for found in gc.get_objects())
+    assert gc.get_freeze_count() <= frozen, "what was frozen may end, nothing is added"
 
 
 def test_an_import_that_fails_leaves_the_collector_on(collections):

@@ -38,7 +38,8 @@ def importing() -> Iterator[None]:
     """Import TensorFlow in the block, or what needs it: quietly, and in three quarters of the time.
 
     Python's collector would look through all that it makes six times over, for next to nothing, and later all threads
-    would wait for half a second (measured) whenever it looks through that again: it is told not to.
+    would wait for half a second (measured) whenever it looks through that again: it is told not to. Once in a process,
+    since what is frozen is never collected.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -46,6 +47,7 @@ def importing() -> Iterator[None]:
         with native_stderr():
             yield
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count():
+            gc.freeze()
         if was_enabled:
             gc.enable()
