@@ -13,6 +13,12 @@ settings.load_profile("busy")
 
 MANY_FILES = 100  # pytest, xdist and TensorFlow have some 20
 STORIES = ("test_deploy_service.py",)
+# A file goes to one worker, which makes its fixtures once. What takes minutes begins first, else one worker waits.
+LONG = (
+    "test_trainer_fit.py", "test_deploy_service.py", "test_backfill_ray.py", "test_trainer_callbacks.py",
+    "test_circle.py", "test_real_kills.py", "test_trainer_face_training.py", "test_several_daemons.py",
+    "test_trainer_retrain.py", "test_trainer_crossvalidate.py", "test_power_cut.py", "test_trainer_check.py",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,21 +39,9 @@ def _closed_files():
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items):
-    """Put the tests of a story in their order, each into a place that one of them had."""
+    """Put the tests of a story in their order, each into a place that one of them had, and long files first."""
     places = [number for number, item in enumerate(items) if item.path.name in STORIES]
     told = sorted((items[number] for number in places), key=lambda item: (item.path, item.reportinfo()[1]))
     for number, item in zip(places, told, strict=True):
         items[number] = item
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Give all of a story to one worker; xdist_group does not reach pytest 9.2 (xdist 3.8)."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.split("::", 1)[0]
-            return file if file.endswith(STORIES) else nodeid
-
-    return Scheduling(config, log)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
