@@ -20,6 +20,7 @@ from sklearn.cluster import KMeans
 from trainer import bundle, heads, lessons, replay, teaching
 from trainer.bundle import Bundle
 from trainer.heads import Last
+from trainer.manifest import Manifest
 from trainer.replay import Replay
 
 KINDS, DRAWS, SPARE = 25, 4, 12
@@ -39,6 +40,7 @@ class Bench:
     """The bundle, what it keeps of the photos that it was made from, and the kinds of those that it did not learn."""
 
     known: Replay
+    manifest: Manifest
     champion: Model
     kinds: list[NDArray[np.int_]]
 
@@ -50,7 +52,7 @@ class Bench:
         pool = np.flatnonzero(known.splits != 0)
         found = KMeans(KINDS, random_state=0, n_init=3).fit_predict(known.features[pool].astype(np.float32))
         model = Model(teaching.opened(champion).last, champion.manifest.threshold or bundle.THRESHOLD)
-        return cls(known, model, [pool[found == kind] for kind in range(KINDS)])
+        return cls(known, champion.manifest, model, [pool[found == kind] for kind in range(KINDS)])
 
     def answers(self, model: "Model", rows: NDArray[np.int_]) -> NDArray[np.int_]:
         """Return what a model says of photos."""
@@ -61,7 +63,7 @@ class Bench:
         photos = [SimpleNamespace(label=label, split="train", sha256=f"{n:064x}") for n in range(len(shown))]
         merged, own = lessons.merged(self.known, photos, self.known.features[shown])  # type: ignore[arg-type]
         last = teaching.fit(merged, own, 2, weight)
-        return Model(last, teaching.threshold(merged, last, self.champion.threshold) or bundle.THRESHOLD)
+        return Model(last, teaching.threshold(merged, last, self.manifest) or bundle.THRESHOLD)
 
     def one(self, members: NDArray[np.int_], shown: int, weight: float, seed: int) -> tuple[float, ...]:
         """Teach photos of a kind, and return the four figures."""

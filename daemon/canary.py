@@ -96,7 +96,7 @@ def _sort(settings: Settings) -> Line:
         classifier = Classifier.load(settings.models.root)
 
         def make(post: Post) -> Pipe:
-            with quiet.importing():
+            with quiet.importing(), quiet.without("keras"):
                 from daemon.pipeline import Pipeline  # noqa: PLC0415  # TensorFlow: seconds
 
             limits = Limits(settings.tray.max_file_bytes, settings.tray.max_pixels)

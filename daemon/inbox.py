@@ -37,6 +37,8 @@ class Inbox:
         self._tray, self._spool, self._scanner, self._intake = tray, spool, scanner, intake
         self._retry = retry_seconds
         self._files: dict[str, Blocked] = {}
+        self._news: dict[str, str] = {}
+        self._closed: dict[str, str] = {}  # folders, by the last pass that ended
         self._empty_since: dict[str, float] = {}
         self._dirty = self._by_event = True  # what is there at the start has no event
         self._is_rescue, self._rescued = False, 0
@@ -44,6 +46,7 @@ class Inbox:
 
     def follow(self, scanner: Scanner, retry_seconds: float, **pace: Any) -> None:
         """Follow other settings from now on, `pace` those of the intake; the inbox is looked through again."""
+        self._scanner.forget()
         self._scanner, self._retry = scanner, retry_seconds
         self._intake.follow(**pace)
         self.wake(by_event=False)
@@ -52,6 +55,15 @@ class Inbox:
         """Look through the whole inbox again: something happened there, or it is time to."""
         self._dirty = True
         self._by_event |= by_event
+
+    def close(self) -> None:
+        """Let go of the folders that a pass holds open."""
+        self._scanner.forget()
+
+    def take_blocked(self) -> dict[str, str]:
+        """Return what was found since the last call that the daemon may not have, and why."""
+        news, self._news = self._news, {}
+        return news
 
     def take_rescued(self) -> int:
         """Return how many files were found since the last call that no event had told of."""
@@ -112,7 +124,7 @@ class Inbox:
         try:
             for sighting in self._scanner.scan(self._tray, min(PIECE, self._intake.room), is_known):
                 self._intake.see(sighting, now)
-                self._rescued += self._is_rescue
+                self._rescued += self._is_rescue and sighting.file not in self._files
         except OSError:
             self._dirty = True  # what the pass did not reach is looked for again
             raise
@@ -124,7 +136,10 @@ class Inbox:
     def _end_of_pass(self, now: float) -> None:
         """Forget old grievances, and remove folders that have been empty for an hour."""
         self._next_pass = now + PAUSE * self._pass_took
-        self._files = {f: b for f, b in self._files.items() if now < b.retry_at}
+        self._files = {f: b for f, b in self._files.items() if now < b.retry_at or f in self._intake}
+        closed = dict(self._scanner.blocked)
+        self._news |= {folder: closed[folder] for folder in closed.keys() - self._closed.keys()}
+        self._closed = closed
         self._empty_since = {f: self._empty_since.get(f, now) for f in self._scanner.empty}
         for folder, since in self._empty_since.items():
             if now - since >= EMPTY_SECONDS:
@@ -132,13 +147,17 @@ class Inbox:
 
     def claim(self, now: float, segment: int, *, at_once: bool = False) -> Claim | None:
         """Claim the batch that is due, or (`at_once`) whatever is settled; None where nothing is."""
-        looked_at = writers.readiness(self._tray, self._intake.batch(now, at_once=at_once))
-        ready = [seen.file for seen, reason in looked_at if self._is_ready(seen, reason, now)]
-        if not ready:
-            return None
+        ready: list[str] = []
+        while not ready:
+            if not (due := self._intake.batch(now, at_once=at_once)):
+                return None
+            looked_at = writers.readiness(self._tray, due)
+            ready = [seen.file for seen, reason in looked_at if self._is_ready(seen, reason, now)]
         queued = {file: round((now - (self._intake.forget(file) or now)) * 1000, 1) for file in ready}
         was_dirty, self._dirty = self._dirty, True
         claim = self._spool.claim(ready, segment, queued)
+        for claimed in claim.batch.files:
+            self._files.pop(claimed.file, None)
         for file, reason in claim.blocked.items():
             self._block(file, reason, now)
         if claim.fault is None and len(claim.batch.files) + len(claim.blocked) == len(ready):
@@ -154,7 +173,9 @@ class Inbox:
         return reason is None
 
     def _block(self, file: str, reason: str, now: float) -> None:
-        if len(self._files) < MAX_BLOCKED:
+        if file not in self._files:
+            self._news[file] = reason
+        if len(self._files) < MAX_BLOCKED or file in self._files:
             self._files[file] = Blocked(reason, now + self._retry)
 
 

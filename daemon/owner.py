@@ -68,10 +68,18 @@ def acquire(work: int, wanted: str, journal: JournalFolder) -> Owner:
             continue
         if owner is None:
             continue
-        if owner.journal.is_same(journal):
+        if _has_journal(owner, journal):
             return _told_anew(owner, journal)
         owner.release()  # a daemon with another journal left it: its recovery needs that journal, so it keeps its name
     raise OwnerError(f"a thousand daemons named {wanted} hold .work already: give this one a name of its own")
+
+
+def _has_journal(owner: Owner, journal: JournalFolder) -> bool:
+    """Tell whether an owner's journal is this one; one that cannot be reached now is not."""
+    try:
+        return owner.journal.is_same(journal)
+    except OSError:
+        return False
 
 
 def take(work: int, name: str) -> Owner | None:

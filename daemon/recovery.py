@@ -55,7 +55,7 @@ def recover_others(
     for name in owner.others(work, own.name):
         try:
             if (dead := owner.take(work, name)) is not None:
-                _recover_other(work, _at_home(dead, own), own, spool, journal, segment_bytes, found, tick)
+                _recover_other(work, dead, own, spool, journal, segment_bytes, found, tick)
         except OSError as error:
             found.left_alone[name] = error.strerror or str(error)
     for name, _ in owner.unlocked(work, own.name):
@@ -68,6 +68,7 @@ def _recover_other(
     tick: Callable[[], object],
 ) -> None:  # fmt: skip
     try:
+        dead = _at_home(dead, own)
         if _batch_folders(dead.folder):
             with contextlib.closing(_journal_of(dead, segment_bytes)) as theirs:
                 _recover(dead, spool, theirs, own_journal, found, tick)

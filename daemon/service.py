@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 
 from daemon import pulse, systemd, tray
+from daemon.backoff import Backoff
 from daemon.events import Line
 from daemon.inspection import Limits, Outcome
 from daemon.logs import printable
@@ -29,7 +30,6 @@ from daemon.workload import Submit
 from trainer.settings import Settings
 from trainer.views import Eye
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 STOP_SECONDS = 20.0
 log = structlog.get_logger()
 
@@ -83,10 +83,8 @@ class Service:
     _wake: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)  # its put() is safe in signal handlers
     _events: threading.Event = field(default_factory=threading.Event)
     _stopping_since: float | None = None
-    _backoff: float = 0.0
-    _retry_at: float = 0.0
-    _fault: str | None = None
-    _has_news: bool = False  # something was delivered: STATUS is still to say so, a second later at most
+    _backoff: Backoff = field(default_factory=Backoff)
+    _quiet_at: float = 0.0  # after a delivery the loop goes on until STATUS, once a second, has told of it
     _session: Session | None = None
     _succession: Succession | None = None
 
@@ -147,8 +145,8 @@ class Service:
     def one_iteration(self, now: float, pipe: Pipe) -> float:
         """Do everything that is due at `now` (monotonic seconds); return for how many seconds nothing will be."""
         self._check(pipe, now)
-        if now < self._retry_at:
-            return self._retry_at - now
+        if now < self._backoff.retry_at:
+            return self._backoff.retry_at - now
         try:
             session = self._session = self._session or self._open(pipe, self.upkeep.tick)
             if self._events.is_set():
@@ -156,14 +154,14 @@ class Service:
                 session.inbox.wake()
             self._succeed(session, pipe)
             self.upkeep.meter.delivered(lines := session.step(now, may_claim=not self.is_stopping), time.monotonic())
-            self._has_news = bool(lines)
+            self._quiet_at = now + 2 * pulse.EVERY if lines else self._quiet_at
             for line in lines:
                 self.audience.decided(line, session.waiting)
-            self._recovered()
-            return max(0.0, session.next_step(now) - now)
+            self._backoff.worked()
+            return max(0.0, session.next_step(now, may_claim=not self.is_stopping) - now)
         except (OSError, tray.TrayError) as error:
             self._wait_out(error, now)
-            return self._backoff
+            return self._backoff.seconds
 
     def _await_successors(self) -> None:
         if self.load is not None:
@@ -217,7 +215,7 @@ class Service:
     @property
     def _state(self) -> State:
         successor = self._succession.status if self._succession else ""
-        return State(self.settings, self.serving, self._session, self._fault, successor)
+        return State(self.settings, self.serving, self._session, self._backoff.fault, successor)
 
     def _beside(self, now: float, pipe: Pipe) -> None:
         """Do what is not the photos' business and must not keep them waiting."""
@@ -233,29 +231,19 @@ class Service:
 
     @property
     def _is_idle(self) -> bool:
-        is_calm = self._fault is None and not self._has_news
+        is_calm = self._backoff.fault is None and time.monotonic() >= self._quiet_at
         return is_calm and self._session is not None and self._session.waiting == 0
 
     def _is_done(self, now: float) -> bool:
         session = self._session
         if self._stopping_since is not None:
             late = now - self._stopping_since > STOP_SECONDS  # what is left is recovered by the next start
-            return late or self._fault is not None or session is None or session.workload.in_work == 0
-        return self.once and self._fault is None and session is not None and session.is_idle(now)
+            return late or self._backoff.fault is not None or session is None or session.workload.in_work == 0
+        return self.once and self._backoff.fault is None and session is not None and session.is_idle(now)
 
     def _wait_out(self, error: Exception, now: float) -> None:
         self.upkeep.failed_at = time.time()
-        text = printable(error.strerror or error if isinstance(error, OSError) and not error.filename else error)
-        self._backoff = min(max(FIRST_BACKOFF, self._backoff * 2), LONGEST_BACKOFF)
-        self._retry_at = now + self._backoff
-        if text != self._fault:
-            log.error("waiting: nothing moves until this is mended", error=text)
-        self._fault = text
+        self._backoff.failed(error, now)
         if self._session is not None and not self._session.is_sound():
             self._session.abandon()  # the tray is gone: what was in work there is recovered when it is back
             self._session = None
-
-    def _recovered(self) -> None:
-        if self._fault is not None:
-            log.info("working again", after=self._fault)
-        self._fault, self._backoff, self._retry_at = None, 0.0, 0.0

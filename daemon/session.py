@@ -16,6 +16,7 @@ import structlog
 from daemon import fs, owner, recovery, tray
 from daemon.delivery import Decider, Review
 from daemon.events import Line
+from daemon.hearing import Hearing
 from daemon.inbox import Inbox
 from daemon.inspection import Limits
 from daemon.intake import Intake
@@ -23,10 +24,9 @@ from daemon.journal import Journal
 from daemon.journal_folder import identified
 from daemon.logs import printable
 from daemon.meter import Meter
-from daemon.mounts import mount_of
 from daemon.owner import Owner
 from daemon.spool import Spool
-from daemon.watcher import Scanner, Watcher
+from daemon.watcher import Scanner
 from daemon.workload import Rules, Submit, Workload
 from trainer.settings import Settings
 
@@ -47,10 +47,9 @@ class Session:
     spool: Spool
     inbox: Inbox
     workload: Workload
-    on_event: Callable[[], None]
+    hearing: Hearing
     tick: Callable[[], object] = lambda: None
     meter: Meter = field(default_factory=Meter)
-    watcher: Watcher | None = None
     _rescan_at: float = 0.0
     _lines: list[Line] = field(default_factory=list)
     _left_alone: dict[str, str] = field(default_factory=dict)
@@ -83,8 +82,9 @@ class Session:
             inbox = Inbox(
                 fd, spool, Scanner(settings.tray.ignore), Intake(**_pace(settings)), settings.daemon.rescan_seconds
             )
-            session = cls(settings, fd, work, own, journal, spool, inbox, workload, on_event, tick, meter or Meter())
-            undo.callback(session._unwatch)
+            hearing = Hearing(settings.tray.root, on_event)
+            session = cls(settings, fd, work, own, journal, spool, inbox, workload, hearing, tick, meter or Meter())
+            undo.callback(hearing.stop)
             session._begin(decider.number)
             undo.pop_all()
         return session
@@ -111,7 +111,7 @@ class Session:
         while may_claim and self.workload.has_room and self._claim(now):
             pass
         self._tell_blocked()
-        if (rescued := self.inbox.take_rescued()) and self.watcher is not None:
+        if (rescued := self.inbox.take_rescued()) and self.hearing.is_whole:
             self.journal.count_rescued(rescued)
         lines, self._lines = self._lines, []
         return lines
@@ -132,9 +132,10 @@ class Session:
         self.inbox.follow(Scanner(settings.tray.ignore), settings.daemon.rescan_seconds, **_pace(settings))
         self._rescan_at = 0.0
 
-    def next_step(self, now: float) -> float:
+    def next_step(self, now: float, *, may_claim: bool = True) -> float:
         """Return when (monotonic seconds) something is due, if no event comes first."""
-        look = self.inbox.next_look(now) if self.workload.has_room or self.inbox.waiting == 0 else None
+        may_look = may_claim and (self.workload.has_room or self.inbox.waiting == 0)
+        look = self.inbox.next_look(now) if may_look else None
         due = [d for d in (self._rescan_at, look, self.workload.next_step()) if d is not None]
         return max(now, min(due))
 
@@ -166,7 +167,8 @@ class Session:
 
     def abandon(self) -> None:
         """Let go of everything without touching the tray."""
-        self._unwatch()
+        self.hearing.stop()
+        self.inbox.close()
         self.journal.close()
         self.own.release()
         os.close(self.work)
@@ -190,9 +192,9 @@ class Session:
         limit = self.journal.segment_bytes
         left = recovery.recover_others(self.work, self.own, self.spool, self.journal, limit, self._tick)
         self._take_over(left)
-        self._watch()
+        self.hearing.mend(self.tray, self.settings.tray.poll)
         self.inbox.wake(by_event=False)
-        self._rescan_at = now + (self.settings.daemon.rescan_seconds if self.watcher else POLL_SECONDS)
+        self._rescan_at = now + (self.settings.daemon.rescan_seconds if self.hearing.is_whole else POLL_SECONDS)
 
     def _take_over(self, left: recovery.Recovered) -> None:
         self.workload.take_alone(left.adopted)
@@ -202,40 +204,16 @@ class Session:
             log.warning("what a stopped daemon left must wait", owner=name, error=left.left_alone[name])
         self._left_alone = left.left_alone
 
-    def _watch(self) -> None:
-        """Watch the inbox by events where they can be trusted, and mend a watcher that died."""
-        inbox = str(self.settings.tray.root / tray.INBOX)
-        if (poll := self.settings.tray.poll) == "always" or (poll == "auto" and mount_of(inbox).is_shared):
-            self._unwatch()
-            return
-        if self.watcher is not None and self.watcher.is_alive():
-            return
-        if self.watcher is not None:
-            self._unwatch()
-            log.warning("the watch on the inbox ended: watching it again")
-        os.close(fs.open_folder(self.tray, (tray.INBOX,), make_mode=fs.PUBLIC_MODE))
-        try:
-            self.watcher = Watcher(inbox, self.on_event)
-        except OSError as error:
-            if "inotify" not in self._told:
-                cure = "raise fs.inotify.max_user_watches or max_user_instances"
-                log.warning("the inbox is polled", cure=cure, error=printable(error))
-            self._told.add("inotify")
-
-    def _unwatch(self) -> None:
-        if self.watcher is not None:
-            self.watcher.stop()
-            self.watcher = None
-
     @property
     def _blocked(self) -> dict[str, str]:
         return {**self.inbox.blocked, **self.workload.unreadable}
 
     def _tell_blocked(self) -> None:
-        blocked = self._blocked
-        for file in [f for f in blocked if f not in self._told][:NAMED]:
-            log.warning("this waits", file=file, reason=blocked[file])
-        self._told = (self._told & {"inotify"}) | set(blocked)
+        unreadable = self.workload.unreadable
+        news = self.inbox.take_blocked() | {f: why for f, why in unreadable.items() if f not in self._told}
+        for file in list(news)[:NAMED]:
+            log.warning("this waits", file=file, reason=news[file])
+        self._told = set(unreadable)
 
 
 def _rules(settings: Settings) -> Rules:

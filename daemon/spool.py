@@ -219,6 +219,7 @@ class Spool:
 
     @staticmethod
     def _rename_if_free(source: int, name: str, target: int, new_name: str) -> None:
+        os.stat(name, dir_fd=source, follow_symlinks=False)  # as the kernel: first, whether it is there at all
         if fs.exists(target, new_name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
         os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)

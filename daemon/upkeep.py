@@ -74,8 +74,9 @@ class Upkeep:
 
     def step(self, now: float, state: State, hangs: str) -> None:
         """Do what is due; tell once what hangs: what is given, or what is found."""
-        hangs = hangs or (self.chore.step(now) if self.chore else "")
-        hangs = hangs or self._textfile.step(now, state.settings.metrics, lambda: self._figures(state))
+        chore = self.chore.step(now) if self.chore else ""
+        textfile = self._textfile.step(now, state.settings.metrics, lambda: self._figures(state))
+        hangs = hangs or chore or textfile  # one that hangs does not stop the others
         if hangs and hangs != self._hangs:
             log.warning("something hangs: the photos do not wait for it", error=hangs)
         self._hangs = hangs

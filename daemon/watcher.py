@@ -11,34 +11,31 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from watchdog import events
-from watchdog.observers import Observer
-from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from daemon import fs
 from daemon.intake import Sighting
 from daemon.tray import INBOX
+from daemon.watches import TreeObserver
 
 MAX_DEPTH = 64
 MAX_PATH = 3000  # bytes; the path in .work is longer than the one in the inbox, and the kernel ends at 4,096
-# All but what reading causes: the settle check and the scan open things themselves, and each event costs three threads.
+# What makes, finishes or removes a file. Not what reading causes, since the settle check and the scan open things
+# themselves, and not each write of a long upload: a file that is not settled is looked at anyway.
 HEARD: list[type[events.FileSystemEvent]] = [
-    events.FileCreatedEvent, events.FileMovedEvent, events.FileModifiedEvent, events.FileAttribEvent,
-    events.FileClosedEvent, events.FileDeletedEvent, events.DirCreatedEvent, events.DirMovedEvent,
-    events.DirAttribEvent, events.DirDeletedEvent,
+    events.FileCreatedEvent, events.FileMovedEvent, events.FileClosedEvent, events.FileDeletedEvent,
+    events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent,
 ]  # fmt: skip
-# watchdog holds all events back for half a second after each claim, to pair both ends of a rename: either wakes us.
-InotifyMoveEventGrouper.delay = 0.0
 
 
 class Watcher:
     """A watchdog observer that calls `wake` when something happens in the inbox."""
 
     def __init__(self, inbox: str, wake: Callable[[], None]) -> None:
-        """Begin to watch. Raises OSError where the kernel's limit of watches is reached."""
+        """Begin to watch. Raises OSError where the kernel does not even watch the inbox itself; see `is_full`."""
         self._inbox, self._inode = inbox, os.stat(inbox).st_ino
         # watchdog warns of each folder that it watches already: one that is moved, or seen twice while it is moved in.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="watchdog")
-        self._observer = Observer()
+        self._observer = TreeObserver()
         try:
             self._observer.schedule(_Waker(wake), inbox, recursive=True, event_filter=HEARD)
             self._observer.start()
@@ -52,7 +49,12 @@ class Watcher:
             same = os.stat(self._inbox).st_ino == self._inode
         except FileNotFoundError:
             return False
-        return same and self._observer.is_alive() and all(e.is_alive() for e in self._observer.emitters)
+        return same and self._observer.hears()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the kernel's limit of watches left folders out: no event tells of files there."""
+        return self._observer.is_full
 
     def stop(self) -> None:
         """Stop watching; its threads end within watchdog's half second."""

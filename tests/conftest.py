@@ -15,9 +15,9 @@ MANY_FILES = 100  # pytest, xdist and TensorFlow have some 20
 STORIES = ("test_deploy_service.py",)
 # A file goes to one worker, which makes its fixtures once. What takes minutes begins first, else one worker waits.
 LONG = (
-    "test_trainer_fit.py", "test_deploy_service.py", "test_backfill_ray.py", "test_trainer_callbacks.py",
-    "test_circle.py", "test_real_kills.py", "test_trainer_face_training.py", "test_several_daemons.py",
-    "test_trainer_retrain.py", "test_trainer_crossvalidate.py", "test_power_cut.py", "test_trainer_check.py",
+    "test_trainer_fit.py", "test_deploy_service.py", "test_backfill_ray.py", "test_trainer_face_training.py",
+    "test_circle.py", "test_real_kills.py", "test_trainer_callbacks.py", "test_trainer_crossvalidate.py",
+    "test_trainer_retrain.py", "test_moodbox.py", "test_trainer_heads.py", "test_crash.py", "test_trainer_check.py",
 )  # fmt: skip
 
 

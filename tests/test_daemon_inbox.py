@@ -12,6 +12,7 @@ from daemon.watcher import Scanner
 from daemon_parts import NOBODY, as_user, house, needs_root
 
 RETRY = 30.0
+PACE = {"batch_size": 4, "settle_seconds": 0.5, "wait_seconds": 0.1}
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def home(tmp_path):
 
 
 def inbox_of(home, scanner=None, **options):
-    options = {"batch_size": 4, "settle_seconds": 0.5, "wait_seconds": 0.1} | options
+    options = PACE | options
     return Inbox(home.fd, home.spool, scanner or Scanner((".*",)), Intake(**options), RETRY)
 
 
@@ -202,6 +203,59 @@ def test_what_may_not_be_read_or_moved_waits_is_named_and_is_tried_again(home):
         return later()
 
     assert as_user(0, as_nobody) == (["private.jpg"], {"roots/a.jpg"})
+
+
+def private(home, count, uid):
+    """Drop files of which only `mine.jpg` may be read by another user."""
+    home.drop({f"{number}.jpg": b"x" for number in range(count)} | {"mine.jpg": b"m"})
+    for path in (home.root, *home.root.rglob("*")):
+        os.chown(path, uid, uid)
+    for number in range(count):
+        os.chown(home.root / "inbox" / f"{number}.jpg", 0, 0)
+        (home.root / "inbox" / f"{number}.jpg").chmod(0o600)
+
+
+@needs_root
+def test_what_may_not_be_read_is_told_once_and_is_no_rescue_however_often_it_is_tried(home):
+    private(home, 20, NOBODY)
+    inbox = inbox_of(home)
+
+    def minutes():
+        run(inbox, 0.0, 2.0)
+        first, later = inbox.take_blocked(), {}
+        inbox.take_rescued()
+        for now in range(31, 600, 31):
+            inbox.wake(by_event=False)
+            run(inbox, float(now), now + 2.0)
+            later |= inbox.take_blocked()
+        return len(first), later, inbox.take_rescued(), len(inbox.blocked)
+
+    assert as_user(NOBODY, minutes) == (20, {}, 0, 20)
+
+
+@needs_root
+def test_what_may_not_be_read_holds_up_nothing_that_may(home):
+    private(home, 40, NOBODY)
+    inbox = inbox_of(home)
+
+    def first_claim():
+        for now in (0.0, 0.6):
+            inbox.wake()
+            inbox.look(now)
+        return claimed([inbox.claim(0.6, 1, at_once=True)])
+
+    assert as_user(NOBODY, first_claim) == ["mine.jpg"]
+
+
+@pytest.mark.parametrize("end", [Inbox.close, lambda inbox: inbox.follow(Scanner(()), RETRY, **PACE)])
+def test_a_pass_that_has_not_ended_holds_no_folder_when_it_is_given_up(home, end):
+    home.drop({f"deep/er/{number}.jpg": b"x" for number in range(20)})
+    inbox = inbox_of(home, capacity=4)
+    before = len(os.listdir("/proc/self/fd"))
+    inbox.look(0.0)
+    assert len(os.listdir("/proc/self/fd")) > before
+    end(inbox)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_folders_that_have_been_empty_for_an_hour_are_removed(home):

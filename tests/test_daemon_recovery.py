@@ -722,6 +722,36 @@ def test_files_without_their_journal_wait_and_it_says_where_it_is_missing(tmp_pa
         assert len(recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20).adopted) == 1
 
 
+@needs_root
+def test_a_journal_that_may_not_be_looked_at_is_named_each_time_and_waited_for(tmp_path):
+    """Its owner is let go of between: else it would look alive, and the next start would take another name."""
+    shut = tmp_path / "shut"
+    with house(tmp_path / "home") as home:
+        (shut / "log").mkdir(parents=True)
+        for folder in tmp_path.parents:
+            folder.chmod(folder.stat().st_mode | 0o5)
+        tmp_path.chmod(0o755)
+        theirs = owner.acquire(home.work, "old", JournalFolder(shut / "log"))
+        home.drop({"a.png": BRIGHT})
+        Spool(home.fd, theirs.folder).claim(["a.png"], 1, {})
+        theirs.release()
+        for path in (tmp_path / "home", *(tmp_path / "home").rglob("*"), shut / "log"):
+            os.chown(path, NOBODY, NOBODY)
+        shut.chmod(0o700)
+
+        def recover():
+            return recovery.recover_others(home.work, home.own, home.spool, home.journal, 1 << 20)
+
+        def thrice():
+            before = os.listdir("/proc/self/fd")
+            said = [recover().left_alone for _ in range(3)]
+            return said, os.listdir("/proc/self/fd") == before
+
+        assert as_user(NOBODY, thrice) == ([{"old": "Permission denied"}] * 3, True)
+        shut.chmod(0o755)
+        assert as_user(NOBODY, lambda: len(recover().adopted)) == 1
+
+
 def test_what_is_no_batch_is_not_touched(tmp_path):
     with house(tmp_path) as home:
         (home.root / ".work" / "d" / "notes").mkdir()

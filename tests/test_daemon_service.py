@@ -48,7 +48,10 @@ def running(service: Service):
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        until(lambda: (service._session is not None and service._session.watcher) or failures, "the service is ready")
+        until(
+            lambda: (service._session is not None and service._session.hearing._watcher) or failures,
+            "the service is ready",
+        )
         yield failures
     finally:
         service.stop()
@@ -158,13 +161,13 @@ def test_a_full_disk_is_waited_out_and_told_once(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(source, name, target, new_name)
 
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
+    monkeypatch.setattr("daemon.backoff.LONGEST", 0.05)
     service = make_service(settings, once=False)
     with capture_logs() as logs, running(service):
         monkeypatch.setattr(fs, "rename_noreplace", rename)
         picture(settings.tray.root / "inbox/a.png")
-        until(lambda: service._fault, "the fault is noticed")
+        until(lambda: service._backoff.fault, "the fault is noticed")
         assert (settings.tray.root / "inbox/a.png").exists()
         full.clear()
         until(lambda: (settings.tray.root / "happy/a.png").exists(), "it works again by itself")
@@ -185,7 +188,7 @@ def test_a_failed_fsync_of_the_journal_is_not_retried_on_that_file(tmp_path, mon
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(fd)
 
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
     service = make_service(settings)
     monkeypatch.setattr("daemon.journal.os.fsync", fsync)
     service.run()
@@ -195,8 +198,8 @@ def test_a_failed_fsync_of_the_journal_is_not_retried_on_that_file(tmp_path, mon
 
 
 def test_a_tray_that_goes_away_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
+    monkeypatch.setattr("daemon.backoff.LONGEST", 0.05)
     settings = settings_for(tmp_path)
     root = settings.tray.root
     service = make_service(settings, once=False)
@@ -216,9 +219,9 @@ def test_a_deleted_inbox_is_made_again_and_watched(tmp_path):
     inbox = settings.tray.root / "inbox"
     service = make_service(settings, once=False)
     with running(service):
-        watcher = service._session.watcher
+        watcher = service._session.hearing._watcher
         inbox.rmdir()
-        until(lambda: service._session.watcher not in (None, watcher), "it is watched again")
+        until(lambda: service._session.hearing._watcher not in (None, watcher), "it is watched again")
         picture(inbox / "a.png")
         until(lambda: (settings.tray.root / "happy/a.png").exists(), "it is sorted")
 
@@ -308,8 +311,8 @@ def fill(ballast: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 @pytest.mark.parametrize("place", ["tray", "log"])
 def test_a_really_full_disk_loses_nothing(tmp_path, monkeypatch, place):
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
+    monkeypatch.setattr("daemon.backoff.LONGEST", 0.05)
     small = tmp_path / place
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=200", "tmpfs", str(small)], check=True)
@@ -323,7 +326,7 @@ def test_a_really_full_disk_loses_nothing(tmp_path, monkeypatch, place):
             for path in hold.iterdir():
                 path.rename(inbox / path.name)
             hold.rmdir()
-            until(lambda: service._fault, "the disk is found full")
+            until(lambda: service._backoff.fault, "the disk is found full")
             shutil.rmtree(small / ".ballast")
             until(lambda: len(service.audience.lines) == 21, "it goes on by itself")
         check(tmp_path, before)
@@ -356,8 +359,8 @@ class Slow(StandIn):
 
 def test_photos_that_are_in_work_when_the_tray_goes_away_are_sorted_when_it_is_back(tmp_path, monkeypatch):
     """A renamed tray (or a lazy umount) does not make intact photos look as if they had vanished."""
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
+    monkeypatch.setattr("daemon.backoff.LONGEST", 0.05)
     before = drop(tmp_path, count=40)
     settings = settings_for(tmp_path, daemon={"rescan_seconds": 60})
     root = settings.tray.root
@@ -390,6 +393,23 @@ def test_a_folder_that_takes_a_links_place_while_it_waits_is_no_file(tmp_path):
         assert (inbox / "link/sub/a.png").exists()
     finally:
         session.close()
+
+
+def test_a_daemon_that_stops_does_not_spin_for_what_it_will_not_take(tmp_path):
+    settings = settings_for(tmp_path)
+    tray.create(settings.tray.root)
+    picture(settings.tray.root / "inbox" / "a.png")
+    session = Session.open(settings, StandIn(), lambda _key, _paths: None, lambda: None)
+    try:
+        now = time.monotonic()
+        for moment in (now, now + 0.01):
+            session.inbox.wake()
+            session.step(moment, may_claim=False)
+        assert session.inbox.waiting == 1
+        assert session.next_step(now + 0.02) == now + 0.02
+        assert session.next_step(now + 0.02, may_claim=False) > now + 0.02
+    finally:
+        session.abandon()
 
 
 def test_a_journal_that_somebody_wrote_into_or_moved_is_left(tmp_path):

@@ -320,6 +320,15 @@ def test_without_the_kernels_promise_every_delivered_name_carries_the_id(home, m
     }  # fmt: skip
 
 
+def test_without_the_promise_a_delivery_that_goes_on_redirects_nothing(home, monkeypatch):
+    monkeypatch.setattr(fs, "rename_noreplace", old_nfs)
+    home.drop({"a.jpg": b"a", "b.jpg": b"b"})
+    batch = home.claim("a.jpg", "b.jpg")
+    moves = [Move(c, f"happy/{c.id}.jpg") for c in batch.files]
+    assert home.spool.deliver(home.own.folder, batch.folder, moves[:1]) == []
+    assert home.spool.deliver(home.own.folder, batch.folder, moves) == [], "what is there already is no other's"
+
+
 def test_without_the_promise_a_name_that_a_line_gave_before_is_not_used(home, monkeypatch):
     home.drop({"a.jpg": b"a"})
     batch = home.claim("a.jpg")

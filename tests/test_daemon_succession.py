@@ -489,8 +489,8 @@ def test_a_stop_does_not_wait_for_a_load(tmp_path, models, load):
 
 @pytest.mark.parametrize("is_good", [True, False])
 def test_a_journal_that_cannot_be_written_delays_the_news_and_loses_none(tmp_path, models, load, monkeypatch, is_good):
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
+    monkeypatch.setattr("daemon.backoff.LONGEST", 0.05)
     full, real = threading.Event(), os.fsync
 
     def fsync(fd):
@@ -506,10 +506,10 @@ def test_a_journal_that_cannot_be_written_delays_the_news_and_loses_none(tmp_pat
         monkeypatch.setattr("daemon.journal.os.fsync", fsync)
         full.set()
         promote_blindly(models, 2)
-        wait_for(lambda: service._fault)
+        wait_for(lambda: service._backoff.fault)
         assert service.serving.number == 1, "no model serves before its line is durable"
         full.clear()
-        wait_for(lambda: service._fault is None and len(events(tmp_path, event)) == 1)
+        wait_for(lambda: service._backoff.fault is None and len(events(tmp_path, event)) == 1)
         colour = photo(tmp_path / "tray/inbox", 1)
         wait_for(lambda: service.audience.lines)
         monkeypatch.undo()
@@ -519,8 +519,8 @@ def test_a_journal_that_cannot_be_written_delays_the_news_and_loses_none(tmp_pat
 
 
 def test_a_tray_that_comes_back_is_served_by_the_new_model(tmp_path, models, load, monkeypatch):
-    monkeypatch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("daemon.backoff.FIRST", 0.01)
+    monkeypatch.setattr("daemon.backoff.LONGEST", 0.05)
     service = make_service(tmp_path, models, load)
     root = tmp_path / "tray"
     with running(service):

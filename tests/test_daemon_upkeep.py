@@ -212,6 +212,23 @@ def test_what_hangs_beside_the_photos_is_told_once_and_stops_no_pings(tmp_path, 
     assert len([entry for entry in logs if "hangs" in entry["event"]]) == 1
 
 
+def test_what_hangs_stops_nothing_else(tmp_path):
+    class Counting(Hanging):
+        count = 0
+
+        def step(self, now):
+            self.count += 1
+            return super().step(now)
+
+    chore, file = Counting(), tmp_path / "moodbox.prom"
+    service = make_service(settings_for(tmp_path, metrics={"file": str(file), "seconds": 1.0}), once=False)
+    service.upkeep = Upkeep(chore)
+    service.upkeep.step(time.monotonic(), service._state, "the models do not answer")
+    assert chore.count == 1
+    with running(service):
+        until(file.exists, "the metrics are written")
+
+
 def test_a_look_at_the_models_that_does_not_end_is_told(tmp_path):
     heir = Succession(tmp_path, lambda _number: None, StandIn(), lambda: None)
     entered, leave = threading.Event(), threading.Event()

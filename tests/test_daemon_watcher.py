@@ -9,9 +9,11 @@ import threading
 from time import monotonic as clock
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon import fs
 from daemon import watcher as watcher_module
+from daemon.hearing import Hearing
 from daemon.watcher import MAX_DEPTH, MAX_PATH, Scanner, Watcher
 from daemon_parts import NOBODY, as_user, held, lay, needs_root, wait_for
 
@@ -128,6 +130,34 @@ def test_a_folder_that_moves_about_stays_watched(inbox, woken, heard):
     assert woken[0].is_alive()
 
 
+def test_a_folder_that_left_is_heard_no_more_and_another_of_its_name_does_no_harm(inbox, woken, heard):
+    """A file manager's bin does that: watchdog's own bookkeeping fails, its thread ends, and nothing is heard."""
+    folder, outside = inbox / "trip", inbox.parent / "outside"
+    (folder / "day").mkdir(parents=True)
+    wait_for(lambda: str(folder / "day") in heard)
+    folder.rename(outside)
+    (folder / "day").mkdir(parents=True)
+    shutil.rmtree(folder)
+    (outside / "day" / "photo.jpg").touch()
+    shutil.rmtree(outside)
+    (inbox / "new.jpg").touch()
+    wait_for(lambda: str(inbox / "new.jpg") in heard)
+    assert not [path for path in heard if path.endswith("photo.jpg")]
+    assert woken[0].is_alive()
+
+
+def test_a_long_upload_wakes_nobody_until_it_is_done(inbox, heard):
+    path = inbox / ".upload.part"
+    with open(path, "wb", buffering=0) as file:
+        wait_for(lambda: str(path) in heard)
+        heard.clear()
+        file.writelines(b"a piece" for _ in range(50))
+        (inbox / "another.jpg").touch()
+        wait_for(lambda: str(inbox / "another.jpg") in heard)
+        assert str(path) not in heard
+    wait_for(lambda: str(path) in heard)
+
+
 def test_deleting_the_inbox_is_noticed(inbox, woken):
     watcher, _ = woken
     assert watcher.is_alive()
@@ -164,24 +194,45 @@ def inotify_descriptors():
     links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
     return [link for link in links if os.path.lexists(link) and "inotify" in os.readlink(link)]
 
-for _ in range(5):
-    try:
-        Watcher(sys.argv[1], print)
-    except OSError as error:
-        print(error.errno, len(inotify_descriptors()))
+try:
+    watcher = Watcher(sys.argv[1], id)
+    print(watcher.is_alive(), watcher.is_full)
+    watcher.stop()
+except OSError:
+    for _ in range(5):
+        try:
+            Watcher(sys.argv[1], print)
+        except OSError as error:
+            print(error.errno, len(inotify_descriptors()))
 """
 
 
 @needs_root
-def test_without_watches_to_spare_it_says_so(inbox):
-    script = 'echo 0 > /proc/sys/user/max_inotify_watches || exit 77; exec "$@"'
+@pytest.mark.parametrize(("watches", "said"), [(0, "28 0\n" * 5), (4, "True True\n"), (9, "True False\n")])
+def test_without_watches_to_spare_it_says_so(inbox, watches, said):
+    lay(inbox, {f"{number}/photo.jpg": b"" for number in range(8)})
+    script = f'echo {watches} > /proc/sys/user/max_inotify_watches || exit 77; exec "$@"'
     command = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", sys.executable, "-c", LIMITED]
     ran = subprocess.run(
         [*command, str(inbox), json.dumps(sys.path)], capture_output=True, text=True, check=False, timeout=60
     )
     if ran.returncode in (77, 1) and "Errno" not in ran.stdout and not ran.stdout:
         pytest.skip(f"no user namespaces here: {ran.stderr[-200:]}")
-    assert ran.stdout == "28 0\n" * 5, ran.stderr
+    assert ran.stdout == said, ran.stderr
+
+
+def test_where_folders_get_no_watch_the_inbox_is_polled_and_that_is_told_once(inbox, tray, monkeypatch):
+    hearing = Hearing(inbox.parent, lambda: None)
+    assert not hearing.is_whole
+    hearing.mend(tray, "never")
+    assert hearing.is_whole
+    monkeypatch.setattr(Watcher, "is_full", True)
+    with capture_logs() as logs:
+        hearing.mend(tray, "never")
+        hearing.mend(tray, "never")
+    assert not hearing.is_whole
+    assert [entry["event"] for entry in logs] == ["the inbox is polled"]
+    hearing.stop()
 
 
 # The scan

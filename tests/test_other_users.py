@@ -117,12 +117,12 @@ def test_a_class_folder_that_cannot_be_written_is_waited_out(root):
     def lock_out_and_back() -> str:
         service = make_service(settings_for(root), once=False)
         with running(service), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("daemon.service.FIRST_BACKOFF", 0.01)
-            patch.setattr("daemon.service.LONGEST_BACKOFF", 0.05)
+            patch.setattr("daemon.backoff.FIRST", 0.01)
+            patch.setattr("daemon.backoff.LONGEST", 0.05)
             happy.chmod(0o555)
             Image.new("RGB", (8, 8), (230, 230, 0)).save(root / "tray/inbox/a.png")
-            until(lambda: service._fault, "it is noticed")
-            told = service._fault
+            until(lambda: service._backoff.fault, "it is noticed")
+            told = service._backoff.fault
             happy.chmod(0o755)
             until((happy / "a.png").exists, "it goes on by itself")
             return told

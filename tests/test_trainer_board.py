@@ -11,9 +11,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import drawings
 from trainer import board
@@ -49,8 +51,6 @@ def plugin(folder, tag):
 
 def image(folder, tag, step):
     import io
-
-    from PIL import Image
 
     with Image.open(io.BytesIO(values(folder, tag)[step][2])) as found:
         return np.asarray(found.convert("RGB"))
@@ -208,7 +208,6 @@ def test_hparams_hold_what_was_set_and_what_came_of_it(tmp_path):
 
 def test_the_projector_finds_points_labels_and_thumbnails(tmp_path):
     from google.protobuf import text_format
-    from PIL import Image
     from tensorboard.plugins.projector import projector_config_pb2
     from tensorboard.plugins.projector.projector_plugin import _read_tensor_tsv_file
 
@@ -227,12 +226,33 @@ def test_the_projector_finds_points_labels_and_thumbnails(tmp_path):
     assert events(tmp_path / "new").Tags()["tensors"]  # without events it would be no run
 
 
-def test_the_projector_takes_some_of_very_many(tmp_path, monkeypatch):
+def test_the_projector_takes_some_of_very_many_each_with_its_own_picture(tmp_path, monkeypatch):
+    from trainer import results
+
+    class Few:
+        """50 photos, each as bright as its number, seven at a time."""
+
+        class_names = NAMES
+
+        def rows(self, _):
+            return np.arange(10, 60)
+
+        def all_labels(self):
+            return np.arange(60) // 35
+
+        def thumbnails(self, _, side):
+            for start in range(0, 50, 7):
+                numbers = np.arange(start, min(50, start + 7), dtype=np.uint8)
+                yield np.broadcast_to(numbers[:, None, None, None], (len(numbers), side, side, 3))
+
     monkeypatch.setattr(board, "PROJECTED", 6)
-    thumbnails = np.zeros((50, 2, 2, 3), np.uint8)
-    board.projector(tmp_path, np.arange(50.0)[:, np.newaxis], np.arange(50) // 25, NAMES, thumbnails)
-    assert [float(line) for line in (tmp_path / "features.tsv").read_text().split()] == [0, 9, 19, 29, 39, 49]
+    results.project(SimpleNamespace(features=np.arange(60.0)[:, np.newaxis]), Few(), tmp_path)
+    assert [float(line) for line in (tmp_path / "features.tsv").read_text().split()] == [10, 19, 29, 39, 49, 59]
     assert (tmp_path / "labels.tsv").read_text().split() == ["happy"] * 3 + ["sad"] * 3
+    with Image.open(tmp_path / "sprite.png") as sheet:
+        side = sheet.width // 3
+        corners = [sheet.getpixel((side * column, side * row))[0] for row in range(2) for column in range(3)]
+    assert corners == [0, 9, 19, 29, 39, 49]
 
 
 def test_a_batch_is_shown_with_and_without_its_augmented_version(tmp_path):

@@ -421,7 +421,7 @@ def test_a_full_disk_is_not_the_photos_fault(photos, cache, monkeypatch):
 
 
 def linked(data, cache, view):
-    prepared.link(cache, ((p.split, data.class_names[p.label], p.sha256) for p in data.photos), view)
+    prepared.link(cache, ((p.split, data.class_names[p.label], p.sha256) for p in data.photos), data.class_names, view)
     return view
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import bundles
 import drawings
@@ -165,8 +166,12 @@ def test_the_charts_are_pictures(tmp_path):
     broken = {"cross_entropy": [0.5, float("nan"), float("inf")], "accuracy": [0.5, 0.6, 0.7]}
     charts.draw_curves(broken, tmp_path / "broken.png")
     charts.draw_confusion(Metrics(("$a_b$", "1", "日本"), ((1, 0, 0), (0, 0, 0), (2, 3, 4)), None), tmp_path / "c.png")
-    for name in ("curves.png", "one.png", "broken.png", "c.png"):
+    many = Metrics(tuple(map(str, range(200))), tuple(map(tuple, np.diag(np.arange(200)).tolist())), None)
+    charts.draw_confusion(many, tmp_path / "many.png")
+    for name in ("curves.png", "one.png", "broken.png", "c.png", "many.png"):
         assert images.decode(tmp_path / name).pixels.std() > 10
+    with Image.open(tmp_path / "many.png") as drawn:
+        assert max(drawn.size) < 4000
 
 
 def test_a_replay_is_read_back_and_counts_what_was_learned_from(tmp_path):

@@ -348,7 +348,7 @@ def test_where_too_few_unknown_photos_are_left_faces_are_not_looked_at(monkeypat
     monkeypatch.setattr(face_network, "learned", lambda: known)
     assert not assembly.leaves_enough_unseen(data, FaceRules())
     assert f"faces: too few {split} photos are left" in capsys.readouterr().err
-    left = assembly.never_seen(data, split, FaceRules())
+    left = assembly.never_seen(data, data.of(split), FaceRules())
     assert len(left.photos) == 7
 
 

@@ -379,7 +379,7 @@ def test_test_photos_that_change_or_vanish_while_it_trains_are_measured_as_they_
     plan = train.Plan.of(chosen.trainer)
     data = train.prepare(chosen, plan)
     view = train.open_view(chosen, plan, data, tmp_path / "view")
-    shown = assembly.never_seen(data, "test", None)
+    shown = assembly.never_seen(data, data.of("test"), None)
     before = assembly.files_of(view, shown)
     changed, gone = before[0][0], before[1][0]
     changed.write_bytes((tmp_path / "training" / "sad" / "sad1.png").read_bytes())
@@ -420,6 +420,9 @@ def test_training_never_looks_at_the_test_photos(tutorial, tmp_path):
         split: [("happy", "sad").index(path.parent.name) for path in sorted((run / "data" / split).glob("*/*.png"))]
         for split in ("train", "validation")
     } | {"test": []}
-    view = fit.View(tmp_path / "view", ("happy", "sad"), labels)
+    count = sum(map(len, labels.values()))
+    view = fit.View(tmp_path / "view", ("happy", "sad"), labels, np.arange(count))
+    pictures = np.concatenate(list(view.batches(fit.Plan.of(asked), ("train", "validation", "test"))))
+    assert len(pictures) == count, "a split without photos is none of Keras'"
     fitted = fit.fit(asked, fit.Plan.of(asked), view, tmp_path / "run")
     assert {"accuracy", "val_accuracy", "cross_entropy", "val_cross_entropy"} <= set(fitted.histories["whole"])

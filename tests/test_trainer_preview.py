@@ -40,10 +40,11 @@ def pixels(out):
 def test_preview_draws_a_batch_and_prints_what_it_is(place, capsys):
     drawings.folder(place / "photos", ("happy", "sad", "calm"), 4)
     (place / "photos" / "sad" / "broken.jpg").write_text("x")
+    (place / "photos" / "wild").mkdir()  # and no photo yet
     assert main(["preview", "--data", "photos", *SMALL, "--set", "trainer.batch_size=5"]) == 0
     out = capsys.readouterr().out
     assert "photos: shape (5, 32, 32, 3), float32, from " in out
-    assert re.search(r"labels: shape \(5,\), int32: [012]( [012]){4} \(0 = calm, 1 = happy, 2 = sad\)", out)
+    assert re.search(r"labels: shape \(5,\), int32: [012]( [012]){4} \(0 = calm, 1 = happy, 2 = sad, 3 = wild\)", out)
     assert "not used: sad/broken.jpg" in out
     assert picture(out).parent == place / "runs" / "preview"
     assert pixels(out).shape == (8 + 2 * (20 + 2 * 192 + 8), 8 + 4 * 200, 3)
@@ -113,6 +114,16 @@ def test_a_confusion_matrix_is_darkest_where_most_are():
         for c in (0, 1)
     ]
     assert cells[3] < cells[0] < cells[1] < cells[2] == 255.0
+
+
+def test_a_confusion_matrix_of_many_classes_is_its_shades():
+    from trainer import pictures
+
+    matrix = np.diag(np.arange(200))
+    drawn = pictures.confusion(matrix, [str(number) for number in range(200)])
+    assert drawn.shape == (200, 200, 3)
+    assert tuple(drawn[7, 7]) == pictures.DEEP
+    assert tuple(drawn[7, 8]) == tuple(drawn[0, 0]) == pictures.PAPER
 
 
 def test_a_sprite_holds_the_thumbnails_row_by_row():

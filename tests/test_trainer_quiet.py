@@ -1,6 +1,8 @@
 """trainer.quiet: what loads says nothing unless it fails, and Python's collector does not look through it."""
 
 import gc
+import importlib
+import importlib.util
 import subprocess
 import sys
 
@@ -57,6 +59,15 @@ def test_a_collector_that_was_off_stays_off(collections):
     with quiet.importing():
         pass
     assert not gc.isenabled()
+
+
+def test_a_package_that_is_not_wanted_looks_missing_meanwhile():
+    assert "this" not in sys.modules
+    with quiet.without("this"), pytest.raises(ImportError):
+        importlib.import_module("this")
+    assert importlib.util.find_spec("this")
+    with quiet.without("gc"):
+        assert importlib.import_module("gc") is gc, "what is loaded stays"
 
 
 @pytest.mark.parametrize("block", ["native_stderr", "importing"])

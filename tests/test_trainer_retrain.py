@@ -7,13 +7,14 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import bundles
 import drawings
-from trainer import bundle, decisions, replay, teaching
+from trainer import bundle, decisions, known_labels, promotion, replay, split_record, teaching
 from trainer.command_line import main
 
 pytestmark = [
@@ -191,6 +192,7 @@ def test_the_bundle_that_ships_learns_and_keeps_its_eye_for_faces(capsys, place)
     first, second = (bundle.load(place / "models", number) for number in (1, 2))
     assert first.model != second.model
     assert (first.manifest.faces, first.detector) == (second.manifest.faces, second.detector)
+    assert first.manifest.threshold == second.manifest.threshold  # of both views together: the replay has one
     assert [len(replay.read(made).labels) for made in (first, second)] == [2880, 2890]
 
 
@@ -290,15 +292,111 @@ def test_a_full_disk_is_one_line_then_the_next_round_works_and_prunes(capsys, pl
     assert bundle.numbers(place / "models") == [1, 5]
 
 
+def doubts(place):
+    return known_labels.doubted(known_labels.read(place / "models") or {})
+
+
 def test_labels_that_the_gate_spoke_against_judge_no_later_round(capsys, place, monkeypatch):
-    monkeypatch.setattr(teaching, "OWN_SHARE", 100.0)  # else what was learned before outweighs it
     correct(place, "sad", "happy", range(1000, 1040))
     correct(place, "happy", "sad", range(1000, 1040))
-    assert "refused: The challenger is right" in retrain(capsys)
-    judges = lines(place)[-1]["judges"][0]["photos"]
-    correct(place, "happy", "sad", [1040])
-    assert "refused: The challenger is right" in retrain(capsys, "--set", "trainer.full_from=10")
+    with monkeypatch.context() as patched:
+        patched.setattr(teaching, "OWN_SHARE", 100.0)  # else what was learned before outweighs it
+        assert "refused: The challenger is right" in retrain(capsys)
+        judges = lines(place)[-1]["judges"][0]["photos"]
+        correct(place, "happy", "sad", [1040])
+        assert "refused: The challenger is right" in retrain(capsys, "--set", "trainer.full_from=10")
     assert lines(place)[-1]["judges"][0]["photos"] == judges
+    wrong = doubts(place)
+    assert len(wrong) == 81
+    correct(place, "sad", "sad", range(1050, 1060))
+    assert "promoted: The challenger is right" in retrain(capsys)
+    assert doubts(place) == wrong, "a model that heeds others does not vouch for them"
+    assert lines(place)[-1]["judges"][0]["photos"] == judges
+
+
+def test_a_gate_that_cannot_judge_speaks_against_nobody(capsys, place, monkeypatch):
+    monkeypatch.setattr(promotion, "LEAST_JUDGES", 42)  # two more than there are
+    correct(place, "sad", "sad", range(1000, 1040))
+    correct(place, "happy", "happy", range(1000, 1040))
+    assert "refused: Only 40 photos could judge" in retrain(capsys)
+    assert not doubts(place)
+    correct(place, "sad", "sad", [1040])
+    assert "promoted: The challenger is right" in retrain(capsys)
+    assert lines(place)[-1]["judges"][0]["photos"] > 42
+
+
+RIGHT, WRONG = np.array([0, 1] * 20), np.array([1, 0] * 20)
+PROMOTED, REFUSED, UNABLE = (
+    promotion.decide(RIGHT[:count], RIGHT[:count], answers[:count], ("happy", "sad"), 0.5)
+    for count, answers in ((40, RIGHT), (40, WRONG), (10, RIGHT))
+)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "learned", "stay"),
+    [
+        (PROMOTED, 1, "b"), (PROMOTED, 0, "bn"), (REFUSED, 1, "abn"), (REFUSED, 0, "abn"),
+        (UNABLE, 1, "ab"), (UNABLE, 0, "abn"),
+    ],
+)  # fmt: skip
+def test_doubts_stay_until_a_promoted_model_heeds_them(place, verdict, learned, stay):
+    from trainer import contest, retraining
+
+    labels = {"a": "sad\t?", "b": "sad\t?", "c": "sad", "n": "sad\t?"}
+    (place / "models" / known_labels.NAME).write_text(json.dumps(labels))
+    agreed = contest.Agreement(1, 1, 0, learned, frozenset("a"))
+    found = retraining.doubted(place / "models", [SimpleNamespace(sha256="n")], verdict, agreed)
+    assert found == set(stay)
+
+
+def test_of_many_new_photos_those_of_every_class_are_asked_about(monkeypatch):
+    from trainer import contest
+
+    monkeypatch.setattr(contest, "MOST_ASKED", 20)
+    photos = [SimpleNamespace(label=label, sha256=sha256(b"%d %d" % (label, n)).hexdigest()) for label in (0, 1)
+              for n in range(100)]  # fmt: skip
+    asked = [photo.label for photo in contest._some(photos)]
+    assert len(asked) == 20
+    assert 3 < sum(asked) < 17
+    assert str(contest.Agreement(500, 200, 1, 150)).startswith("Of 200 of the 500 new photos, 150 are answered")
+
+
+def test_doubts_outlive_a_round_in_which_nothing_can_be_trained(capsys, place):
+    correct(place, "sad", "calm", range(1000, 1003))
+    hashes = [sha256(path.read_bytes()).hexdigest() for path in (place / "training").rglob("*.png")]
+    split_record.add(place / "training", {found: split_record.Entry(b"", "test") for found in hashes})
+    for _ in range(2):
+        assert "none of them is for training" in retrain(capsys)
+        assert len(doubts(place)) == 3
+    assert lines(place) == []
+
+
+def test_what_a_round_left_that_cannot_go_on_is_removed(capsys, place):
+    for number, parts in enumerate(("features/own.npy", "training/features/clean.npy", "training/checkpoints/1")):
+        left = place / "runs" / f"2999010{number + 1}T000000Z-retrain"  # a clock that was wrong
+        (left / parts).parent.mkdir(parents=True)
+        (left / parts).write_bytes(b"gigabytes")
+        (left / "round.json").write_text('{"begun": "2999-01-01", "folder": "another"}' if number else "{")
+        (left / "training" / "report.html").parent.mkdir(exist_ok=True)
+        (left / "training" / "report.html").touch()
+    correct(place, "sad", "calm", range(1000, 1004))
+    retrain(capsys)
+    assert not list((place / "runs").rglob("*.npy")) and not list((place / "runs").rglob("checkpoints"))
+    assert len(list((place / "runs").glob("2999*/training/report.html"))) == 3
+    assert len(list((place / "runs").glob("*-retrain*/result.json"))) == 1
+
+
+def test_photos_that_changed_since_they_were_read_are_found_before_anything_is_trained(place):
+    from trainer import train
+    from trainer.errors import InputError
+    from trainer.settings import Settings
+
+    correct(place, "sad", "sad", [1000])
+    correct(place, "happy", "happy", [1000])
+    (place / "round").mkdir()
+    with pytest.raises(InputError, match="photos changed meanwhile: the next retraining reads them"):
+        train.train_and_evaluate(Settings(), place / "round", promote=False, expected="another")
+    assert not list((place / "round").iterdir())
 
 
 def test_where_the_folder_carries_it_the_whole_recipe_is_trained(capsys, place):

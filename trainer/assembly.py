@@ -51,7 +51,7 @@ def faces_help(made: bundle.Bundle, seen: Predictions, files: Sequence[tuple[Pat
 def leaves_enough_unseen(data: Dataset, rules: FaceRules) -> bool:
     """Tell whether each class keeps photos to choose and to measure by, where faces are looked at; say so where not."""
     for split in ("validation", "test"):
-        labels = [photo.label for photo in never_seen(data, split, rules).photos]
+        labels = [photo.label for photo in never_seen(data, data.of(split), rules).photos]
         if any(labels.count(label) < MINIMUM[split] for label in range(len(data.class_names))):
             line(
                 f"faces: too few {split} photos are left that the network for faces does not know already: only scenes "
@@ -84,9 +84,8 @@ def stage(
     return bundle.Bundle(staged, manifest, *((staged / name).read_bytes() for name in names))
 
 
-def never_seen(data: Dataset, split: str, rules: FaceRules | None) -> Dataset:
-    """Return a split's photos, but for those that the network for faces knew before training, where it is used."""
-    photos = data.of(split)
+def never_seen(data: Dataset, photos: Sequence[Photo], rules: FaceRules | None) -> Dataset:
+    """Return these of its photos, but for what the network for faces knew before training, where it is used."""
     if rules is not None:
         known = np.isin(replay.prefixes([photo.sha256 for photo in photos]), face_network.learned())
         photos = [photo for photo, seen in zip(photos, known, strict=True) if not seen]
@@ -95,7 +94,7 @@ def never_seen(data: Dataset, split: str, rules: FaceRules | None) -> Dataset:
 
 def judges(data: Dataset, split: str, rules: FaceRules | None, view: View) -> list[tuple[Path, int]]:
     """Return the files of a split that a bundle is judged by; say how many are not."""
-    shown = never_seen(data, split, rules)
+    shown = never_seen(data, data.of(split), rules)
     if known := len(data.of(split)) - len(shown.photos):
         line(f"{known:,} of the {split} photos are not judged: the network for faces that ships knows them")
     return files_of(view, shown)

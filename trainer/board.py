@@ -107,6 +107,11 @@ def pr_curve(summary: Any, name: str, positive: NDArray[np.bool_], scores: NDArr
     summary.write(value.tag, tensor_util.make_ndarray(value.tensor), step, metadata=value.metadata)
 
 
+def projected(count: int) -> NDArray[np.int_]:
+    """Return which of so many photos are shown: at most PROJECTED, evenly taken."""
+    return np.unique(np.linspace(0, count - 1, min(count, PROJECTED)).astype(int))
+
+
 def projector(
     logdir: Path,
     features: NDArray[np.floating[Any]],
@@ -116,25 +121,24 @@ def projector(
 ) -> None:
     """Write photos as points in space: features (N, F), class indices (N,), pictures uint8 (N, h, w, 3): "Projector".
 
-    At most PROJECTED of them, evenly taken.
+    Give it what `projected` chooses: the browser holds them all.
     """
     from tensorboard.plugins import projector as plugin  # noqa: PLC0415  needs TensorFlow
 
     from trainer import pictures  # noqa: PLC0415
 
-    taken = np.unique(np.linspace(0, len(features) - 1, min(len(features), PROJECTED)).astype(int))
     logdir.mkdir(parents=True, exist_ok=True)
-    np.savetxt(logdir / "features.tsv", features[taken].astype(np.float32), fmt="%.5g", delimiter="\t")
-    names = "".join(f"{printable(class_names[label])}\n" for label in labels[taken])
+    np.savetxt(logdir / "features.tsv", features.astype(np.float32), fmt="%.5g", delimiter="\t")
+    names = "".join(f"{printable(class_names[label])}\n" for label in labels)
     (logdir / "labels.tsv").write_text(names, encoding="utf-8")
-    pictures.sprite(thumbnails[taken]).save(logdir / "sprite.png")
+    pictures.sprite(thumbnails).save(logdir / "sprite.png")
     config = plugin.ProjectorConfig()
     shown = config.embeddings.add(tensor_name="test photos", tensor_path="features.tsv", metadata_path="labels.tsv")
     shown.sprite.image_path = "sprite.png"
     shown.sprite.single_image_dim.extend([thumbnails.shape[2], thumbnails.shape[1]])
     plugin.visualize_embeddings(str(logdir), config)
     with writing(logdir) as summary:  # a folder without events is no run, and would not be looked at
-        summary.scalar("projector/photos", len(taken), step=0)
+        summary.scalar("projector/photos", len(features), step=0)
 
 
 def listed(workdir: Path) -> None:

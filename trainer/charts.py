@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from trainer import svg
+from trainer import pictures, svg
 from trainer.calibration import Bin, wilson
 from trainer.evaluate import Metrics
 
@@ -50,12 +50,23 @@ def _curve(axes: Axes, history: History, name: str) -> None:
 
 
 def draw_confusion(metrics: Metrics, path: Path) -> None:
-    """Draw the confusion matrix: counts, shaded by their share of the class's photos."""
+    """Draw the confusion matrix: counts, shaded by their share of the class's photos; of many classes the shades."""
     shares = [[count / max(1, sum(row)) for count in row] for row in metrics.confusion]
-    side = 3 + 0.9 * len(metrics.class_names)
+    side = 3 + 0.9 * min(len(metrics.class_names), pictures.MOST_CLASSES)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(metrics.class_names) <= pictures.MOST_CLASSES:
+        _name_cells(axes, metrics, shares)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("photos of")
+    axes.set_title(f"{metrics.photos} test photos, accuracy {metrics.accuracy:.1%}")
+    figure.colorbar(shown, ax=axes, label="share of the class", shrink=0.8)
+    with svg.any_script():
+        figure.savefig(path, dpi=120)
+
+
+def _name_cells(axes: Axes, metrics: Metrics, shares: Sequence[Sequence[float]]) -> None:
     for i, row in enumerate(metrics.confusion):
         for j, count in enumerate(row):
             colour = "white" if shares[i][j] > 0.5 else "black"  # noqa: PLR2004
@@ -63,12 +74,6 @@ def draw_confusion(metrics: Metrics, path: Path) -> None:
     ticks = range(len(metrics.class_names))
     axes.set_xticks(ticks, metrics.class_names, rotation=30, ha="right", parse_math=False)
     axes.set_yticks(ticks, metrics.class_names, parse_math=False)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("photos of")
-    axes.set_title(f"{metrics.photos} test photos, accuracy {metrics.accuracy:.1%}")
-    figure.colorbar(shown, ax=axes, label="share of the class", shrink=0.8)
-    with svg.any_script():
-        figure.savefig(path, dpi=120)
 
 
 def curve(history: History, name: str) -> str:

@@ -3,7 +3,7 @@
 Invariant: both are asked about the same photos in the same order, and decide as the product does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainer.evaluate import Metrics
 from trainer.lessons import Lessons
 from trainer.teaching import Taught
 
-MOST_NEW = 200  # photos that people corrected
+MOST_ASKED = 200  # photos that people corrected, and as many of those that are doubted
 
 Answers = NDArray[np.int_]
 
@@ -36,6 +36,31 @@ class Answered:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Of `new` photos, `asked` were asked about: how many both answer as people said, before and now.
+
+    `heeded` are hashes of doubted photos that the challenger answers as people said; none unless it does so for half.
+    """
+
+    new: int
+    asked: int
+    before: int
+    now: int
+    heeded: frozenset[str] = frozenset()
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the challenger heeds half of what is new, or more."""
+        return 2 * self.now >= self.asked
+
+    def __str__(self) -> str:
+        """Say it; about a third of the new photos do not teach, but judge."""
+        which = "the" if self.asked == self.new else f"{self.asked:,} of the"
+        answered = f"{self.now:,} are answered as people said ({self.before:,} before)"
+        return f"Of {which} {self.new:,} new photos, {answered}"
+
+
 def between(material: Lessons, challenger: Bundle, taught: Taught | None, max_pixels: int) -> Answered:
     """Ask both about everything that may judge; the replay's photos only where the two have their features in common.
 
@@ -47,10 +72,23 @@ def between(material: Lessons, challenger: Bundle, taught: Taught | None, max_pi
     return Answered(together[0], together[1], together[2], len(by_files[0]))
 
 
-def agreement(material: Lessons, challenger: Bundle, max_pixels: int) -> tuple[int, int, int]:
-    """Return how many new photos there are (of many, some), and how many both answer as people said: before, now."""
-    labels, before, now = _by_files(material, challenger, material.new[:MOST_NEW], max_pixels)
-    return len(labels), int((before == labels).sum()), int((now == labels).sum())
+def agreement(material: Lessons, challenger: Bundle, doubted: Container[str], max_pixels: int) -> Agreement:
+    """Ask both about new photos, and about those of earlier rounds whose labels are `doubted`; of many, about some."""
+    new = _some(material.new)
+    labels, before, now = _by_files(material, challenger, new, max_pixels)
+    fresh = {photo.sha256 for photo in material.new}
+    earlier = _some([p for p in material.data.photos if p.sha256 in doubted and p.sha256 not in fresh])
+    said, _, answers = _by_files(material, challenger, earlier, max_pixels)
+    heeded = {photo.sha256 for photo, right in zip(earlier, answers == said, strict=True) if right}
+    if 2 * len(heeded) < len(earlier):
+        heeded = set()
+    counts = len(labels), int((before == labels).sum()), int((now == labels).sum())
+    return Agreement(len(material.new), *counts, frozenset(heeded))
+
+
+def _some(photos: Sequence[Photo]) -> list[Photo]:
+    """Return some of many photos, of all classes as they come."""
+    return sorted(photos, key=lambda photo: photo.sha256)[:MOST_ASKED]
 
 
 def metrics(answered: Answered, class_names: Sequence[str]) -> Metrics:

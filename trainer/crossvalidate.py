@@ -49,6 +49,8 @@ def crossvalidate(settings: Settings, groups: re.Pattern[str] | None, workdir: P
     plan = Plan.of(settings.trainer)
     everything = train.prepare(settings, plan)
     data = train.scenes(settings, plan, everything)
+    if data is everything:  # no scenes, or no faces: all are measured, by the network that knows some of them
+        everything = data = assembly.never_seen(data, data.photos, plan.faces)
     view = train.open_view(settings, plan, data, workdir / "data")
     photos = data.in_order()
     faces = faces_alone(everything, photos)

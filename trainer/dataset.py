@@ -94,6 +94,11 @@ class Dataset:
         """Return all photos in the order of SPLITS, which is that of features and scores."""
         return [photo for split in SPLITS for photo in self.of(split)]
 
+    def kin(self, photos: Sequence[Photo]) -> NDArray[np.int_]:
+        """Return a number for each of these photos (N,): the same for near duplicates."""
+        numbers = {path: number for number, group in enumerate(self.twins) for path in group}
+        return np.array([numbers.get(photo.path, len(self.twins) + row) for row, photo in enumerate(photos)], int)
+
     @property
     def is_enough(self) -> bool:
         """Whether there is enough to train on and to measure with."""

@@ -1,7 +1,7 @@
 """Feature maps: what the frozen part of a backbone makes of each photo, computed once and kept on disk.
 
 Invariant: a file of maps is whole or not there (written under another name, then renamed), its rows are in the order
-of the photos, and it is read through a memory map: training a network on more photos takes no more memory.
+of the photos, and it is read through a memory map: however many photos, only their pooled features are in memory.
 """
 
 import math

@@ -30,11 +30,15 @@ __all__ = ["Fitted", "Plan", "View", "examples", "fit"]
 
 @dataclass(frozen=True)
 class View:
-    """The photos of a run on disk: `root/<split>/<class>/<sha256>.png`; `labels` has those of each split, in order."""
+    """The photos of a run on disk: `root/<split>/<class>/<sha256>.png`.
+
+    `labels` has those of each split, in order; `kin` (N,), in the order of SPLITS, the same number for near duplicates.
+    """
 
     root: Path
     class_names: tuple[str, ...]
     labels: Mapping[str, Sequence[int]]
+    kin: NDArray[np.int_]
 
     def stream(self, split: str, size: int, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
         """Return a split as batches; see input_pipeline.stream."""
@@ -43,6 +47,8 @@ class View:
     def batches(self, plan: Plan, splits: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """Yield the pictures of these splits in order, a few at a time."""
         for split in splits:
+            if not self.labels[split]:
+                continue  # Keras refuses a folder without pictures
             for images, _ in self.stream(split, plan.image_size, features.CHUNK).as_numpy_iterator():
                 yield images
 
@@ -117,7 +123,7 @@ def examples(plan: Plan, parts: Parts, view: View, folder: Path, augmented: Sequ
         copies += [
             features.compute(parts.lower, changed, count, folder / "augmented.npy", "batches of augmented features")
         ]
-    return transfer.Examples(view.class_names, copies, labels, view.rows("train"), view.rows("validation"))
+    return transfer.Examples(view.class_names, copies, labels, view.kin, view.rows("train"), view.rows("validation"))
 
 
 def fit_whole(asked: Trainer, plan: Plan, view: View, workdir: Path) -> Fitted:

@@ -43,7 +43,7 @@ def suspected(settings: Settings, data: Dataset, scanned: prepared.Cache) -> lis
     features = np.concatenate([backbone.predict_on_batch(batch).astype(np.float16) for batch in shown])
     line("judging the labels")
     labels = np.array([data.photos[row].label for row in rows], np.int64)
-    found = suspects.find(features, labels, settings.trainer.seed, groups=groups(data)[rows])
+    found = suspects.find(features, labels, settings.trainer.seed, groups=data.kin(data.photos)[rows])
     return [suspects.Suspect(int(rows[s.index]), s.given, s.likely, s.probability) for s in found]
 
 
@@ -62,12 +62,6 @@ def decoded(
     for start in range(0, len(chosen_photos), CHUNK):
         part = chosen_photos[start : start + CHUNK]
         yield np.stack([_pixels(data, photo, cache, max_file_bytes) for photo in part]).astype(np.float32)
-
-
-def groups(data: Dataset) -> NDArray[np.int64]:
-    """Return a number for each photo: the same for near duplicates."""
-    numbers = {path: number for number, group in enumerate(data.twins) for path in group}
-    return np.array([numbers.get(p.path, len(data.twins) + row) for row, p in enumerate(data.photos)], np.int64)
 
 
 def _pixels(data: Dataset, photo: Photo, cache: prepared.Cache, max_file_bytes: int) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 Pixels = NDArray[np.uint8]
 
 MOST, ACROSS, SIDE, GAP, TEXT = 16, 4, 192, 8, 20
+MOST_CLASSES = 30  # with more, names and counts in a confusion matrix cannot be read
 INK, PAPER, DEEP = (30, 30, 30), (255, 255, 255), (31, 88, 160)
 
 
@@ -42,13 +43,19 @@ def grid(photos: NDArray[np.float32], captions: Sequence[str], below: NDArray[np
 
 
 def confusion(matrix: NDArray[np.int64], class_names: Sequence[str], side: int = 72) -> Pixels:
-    """Draw a confusion matrix (C, C), rows the truth: each cell's count, and its share of the row as its shade."""
+    """Draw a confusion matrix (C, C), rows the truth: each cell's count, and its share of the row as its shade.
+
+    Of more than MOST_CLASSES classes the shades alone: 200 would take a gigabyte, after each epoch.
+    """
     letters, count, margin = font(), len(class_names), 110
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    if count > MOST_CLASSES:
+        shades = np.array(PAPER) + (np.array(DEEP) - PAPER) * shares[..., np.newaxis]
+        return np.asarray(shades, np.uint8)
     sheet = Image.new("RGB", (margin + count * side + GAP, TEXT * 3 + count * side + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, GAP), "predicted", INK, letters)
     draw.text((GAP, GAP), "labelled", INK, letters)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     for row, name in enumerate(class_names):
         top = TEXT * 3 + row * side
         draw.text((GAP, top + side // 2), _fitting(name, letters, margin - 2 * GAP), INK, letters, anchor="lm")

@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -180,15 +180,17 @@ def _png(pixels: NDArray[np.uint8], text: PngImagePlugin.PngInfo | None = None) 
     return file.getvalue()
 
 
-def link(cache: Cache, photos: Iterable[tuple[str, str, str]], view: Path) -> None:
+def link(cache: Cache, photos: Iterable[tuple[str, str, str]], class_names: Sequence[str], view: Path) -> None:
     """Make `view/<split>/<class>/<sha256>.png` for each (split, class, sha256): what Keras reads a dataset from.
 
-    Hard links into the cache, so that a view costs no space; copies where the file system has none.
+    Keras wants a folder for each class, also for one that has no photo. The files are hard links into the cache, so
+    that a view costs no space; copies where the file system has none.
     """
     for split, label, sha256 in photos:
-        folder = view / split / label
-        folder.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(cache.path(sha256), folder / f"{sha256}.png")
+        if not (view / split).exists():
+            for name in class_names:
+                (view / split / name).mkdir(parents=True)
+        _link_or_copy(cache.path(sha256), view / split / label / f"{sha256}.png")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -35,7 +35,8 @@ def preview(settings: Settings) -> None:
     data = open_dataset(settings, cache.add, record=False)
     cache.root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.root.parent, prefix=".preview-") as view:
-        prepared.link(cache, (("all", data.class_names[p.label], p.sha256) for p in data.photos), Path(view))
+        listed = (("all", data.class_names[p.label], p.sha256) for p in data.photos)
+        prepared.link(cache, listed, data.class_names, Path(view))
         photos, labels = one_batch(Path(view) / "all", data.class_names, size, settings)
     changed = augment.augment(photos[: pictures.MOST], augment.layers(settings.trainer.seed)).numpy()
     show_unused(data.unused)

@@ -46,6 +46,11 @@ class Verdict:
     classes: tuple[Share, ...]
     balanced: tuple[float, float]
 
+    @property
+    def could_judge(self) -> bool:
+        """Whether there were photos enough to tell; where not, nothing was said against the challenger."""
+        return not _too_few(self.overall, self.classes)
+
     def as_json(self) -> dict[str, Any]:
         """Return the figures for a line of decisions.jsonl."""
         shares = {share.name: asdict(share) | {"p": round(share.p, 4)} for share in (self.overall, *self.classes)}
@@ -79,6 +84,20 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def _objection(overall: Share, classes: Sequence[Share], balanced: float, floor: float) -> str:
     """Return what speaks against the challenger; nothing where it may take over."""
+    if too_few := _too_few(overall, classes):
+        return too_few
+    if balanced <= floor:
+        return f"The challenger is right on {balanced:.1%} (the mean over the classes); more than {floor:.1%} is asked."
+    if overall.challenger < overall.champion:
+        return f"The challenger is right less often than the champion: {_compared(overall)}."
+    for share in classes:
+        if share.lost > share.gained and share.p < SIGNIFICANT:
+            return f"The challenger is worse at '{share.name}', beyond chance: {_compared(share)}."
+    return ""
+
+
+def _too_few(overall: Share, classes: Sequence[Share]) -> str:
+    """Return of what there are too few photos to judge by; nothing where there are enough."""
     if overall.photos < LEAST_JUDGES:
         return (
             f"Only {overall.photos} photos could judge that neither model has learned from, {LEAST_JUDGES} are needed."
@@ -89,13 +108,6 @@ def _objection(overall: Share, classes: Sequence[Share], balanced: float, floor:
                 f"Only {share.photos} photos of '{share.name}' could judge that neither model has learned from, "
                 f"{LEAST_OF_CLASS} of each class are needed."
             )
-    if balanced <= floor:
-        return f"The challenger is right on {balanced:.1%} (the mean over the classes); more than {floor:.1%} is asked."
-    if overall.challenger < overall.champion:
-        return f"The challenger is right less often than the champion: {_compared(overall)}."
-    for share in classes:
-        if share.lost > share.gained and share.p < SIGNIFICANT:
-            return f"The challenger is worse at '{share.name}', beyond chance: {_compared(share)}."
     return ""
 
 

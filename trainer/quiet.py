@@ -34,6 +34,19 @@ def native_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Have a package that is not loaded yet look as if it were not installed, while the block runs."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # what Python itself takes for "there is none"
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Import TensorFlow in the block, or what needs it: quietly, and in three quarters of the time.
 

@@ -83,5 +83,12 @@ def project(fitted: Fitted, view: View, logs: Path) -> None:
     """Give TensorBoard's projector the features of the test photos, each with its thumbnail."""
     assert fitted.features is not None  # noqa: S101  the caller asked
     rows = view.rows("test")
-    thumbnails = np.concatenate(list(view.thumbnails("test", SPRITE)))
-    board.projector(logs, fitted.features[rows], view.all_labels()[rows], view.class_names, thumbnails)
+    taken = board.projected(len(rows))
+    thumbnails, seen = [], 0
+    for images in view.thumbnails("test", SPRITE):
+        thumbnails.append(images[taken[(taken >= seen) & (taken < seen + len(images))] - seen])
+        seen += len(images)
+    chosen = rows[taken]
+    board.projector(
+        logs, fitted.features[chosen], view.all_labels()[chosen], view.class_names, np.concatenate(thumbnails)
+    )

@@ -57,7 +57,8 @@ def hold(settings: Settings) -> None:
     names = material.data.class_names
     write(f"new: {len(material.new):,} photos: {lessons.described(material.new, names) or 'none; some are gone'}")
     if not material.data.of("train"):
-        known_labels.write(root, material.data, {photo.sha256 for photo in material.new})
+        doubted = {photo.sha256 for photo in material.new} | known_labels.doubted(known_labels.read(root) or {})
+        known_labels.write(root, material.data, doubted)
         write("none of them is for training (the split drew them all to judge by): add more; nothing was trained")
         return
     train_and_decide(settings, material, cache)
@@ -80,8 +81,8 @@ def train_and_decide(settings: Settings, material: Lessons, cache: prepared.Cach
     else:
         write(f"bundle {serving} stays the champion; the challenger is kept as bundle {done.challenger}")
         write(f"correct more and try again, or take it all the same: `moodbox-train rollback {done.challenger}`")
-    if done.agreed[0]:
-        write(retraining.heeded(done.agreed))
+    if done.agreed.asked:
+        write(str(done.agreed))
     if done.elsewhere[1]:
         moved, looked = done.elsewhere
         write(f"of the last {looked} photos that were sorted and not corrected, {moved} would now go elsewhere: the "

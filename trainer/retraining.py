@@ -6,7 +6,7 @@ decision is a line on disk, then the link moves, and only then do the new labels
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,8 @@ from trainer import (
     teaching,
     train,
 )
-from trainer.contest import Answered
+from trainer.contest import Agreement, Answered
+from trainer.dataset import Photo
 from trainer.disk import disk_errors
 from trainer.errors import FailureError, InputError
 from trainer.lessons import Lessons
@@ -38,7 +39,7 @@ from trainer.photos import Rules
 from trainer.promotion import Verdict
 from trainer.settings import Settings
 
-NAME, ASKED, REPORT = "retrain", "round.json", "report.html"
+NAME, ASKED, REPORT, TRAINING = "retrain", "round.json", "report.html", "training"
 SHORT = "the last layer learns anew, from what the champion had learned from and from these photos"
 FULL = "all of the recipe, from the folder alone: it holds enough"
 
@@ -51,7 +52,7 @@ class Round:
     verdict: Verdict
     report: Path
     elsewhere: tuple[int, int]
-    agreed: tuple[int, int, int]  # new photos; answered as people said by the champion, by the challenger
+    agreed: Agreement
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,15 @@ def hold(settings: Settings, material: Lessons, cache: prepared.Cache, way: str)
         if made.taught:
             made = published(settings, made, answered, begun)
         facts = {"route": way, "time": f"{time.monotonic() - started:.0f} s"}
-        agreed = contest.agreement(material, made.bundle, settings.tray.max_pixels)
+        doubted = known_labels.doubted(known_labels.read(settings.models.root) or {})
+        agreed = contest.agreement(material, made.bundle, doubted, settings.tray.max_pixels)
         elsewhere = report(settings, material, made, answered, verdict, facts, agreed, workdir)
         carry_out(settings.models.root, material, made.number, verdict, agreed, said)
         runs.finish(workdir, {"bundle": made.number, "promoted": verdict.promoted, "reason": verdict.reason})
     return Round(made.number, verdict, workdir / REPORT, elsewhere, agreed)
 
 
-def carry_out(
-    root: Path, material: Lessons, challenger: int, verdict: Verdict, agreed: tuple[int, int, int], said: int
-) -> None:
+def carry_out(root: Path, material: Lessons, challenger: int, verdict: Verdict, agreed: Agreement, said: int) -> None:
     """Note the decision, then move the link, then let the new labels count; `said`: how many lines there were before.
 
     Raises FailureError, OSError.
@@ -119,17 +119,21 @@ def carry_out(
     )
     if verdict.promoted:
         bundle.promote(root, challenger)
-    known_labels.write(root, material.data, doubted(root, material, verdict, agreed))
+    known_labels.write(root, material.data, doubted(root, material.new, verdict, agreed))
 
 
-def doubted(root: Path, material: Lessons, verdict: Verdict, agreed: tuple[int, int, int]) -> set[str]:
-    """Return the photos that judge no later round: new ones, unless what learned from them was promoted and heeds them.
+def doubted(root: Path, new: Sequence[Photo], verdict: Verdict, agreed: Agreement) -> set[str]:
+    """Return the hashes of the photos that judge no later round.
 
-    Labels that the gate spoke against, or that half of cannot be learned, may be somebody's joke.
+    Labels that the gate spoke against, or that half of cannot be learned, may be somebody's joke. They stay doubted
+    until a model is promoted that heeds them; a gate that had too few photos to judge by has spoken against none.
     """
-    if verdict.promoted and 2 * agreed[2] >= agreed[0]:
-        return set()
-    return {photo.sha256 for photo in material.new} | known_labels.doubted(known_labels.read(root) or {})
+    fresh = {photo.sha256 for photo in new}
+    earlier = known_labels.doubted(known_labels.read(root) or {}) - fresh
+    if verdict.promoted:
+        earlier -= agreed.heeded
+    is_trusted = agreed.is_learned and (verdict.promoted or not verdict.could_judge)
+    return earlier if is_trusted else earlier | fresh
 
 
 @contextlib.contextmanager
@@ -157,11 +161,9 @@ def full(settings: Settings, material: Lessons, workdir: Path) -> Challenger:
     manifest = material.champion.manifest
     like = {"architecture": manifest.architecture, "image_size": manifest.input_size, "views": manifest.views}
     asked = settings.model_copy(update={"trainer": settings.trainer.model_copy(update=like)})
-    folder = workdir / "training"
+    folder = workdir / TRAINING
     folder.mkdir(exist_ok=True)
-    trained = train.train_and_evaluate(asked, folder, promote=False)
-    if trained.data.hash != material.data.hash:
-        raise InputError(f"{settings.dataset.root}: photos changed while it trained: the next retraining reads them")
+    trained = train.train_and_evaluate(asked, folder, promote=False, expected=material.data.hash)
     return Challenger(bundle.load(settings.models.root, trained.number), trained.number, None)
 
 
@@ -182,7 +184,7 @@ def report(
     answered: Answered,
     verdict: Verdict,
     facts: Mapping[str, str],
-    agreed: tuple[int, int, int],
+    agreed: Agreement,
     workdir: Path,
 ) -> tuple[int, int]:
     """Write the report; return how many delivered photos would go elsewhere, of how many."""
@@ -190,8 +192,8 @@ def report(
     listed = deliveries.read(settings.dataset.root)
     moved, looked = deliveries.moved(material.champion, made.bundle, listed, rules, settings.tray.max_pixels)
     notes = [f"New since the last round: {lessons.described(material.new, names) or 'nothing'}."]
-    if agreed[0]:
-        notes.append(f"{heeded(agreed)}.")
+    if agreed.asked:
+        notes.append(f"{agreed}.")
     told = {
         **facts,
         "judges": f"{answered.total:,} photos: {answered.served:,} files of the folder as they are served, "
@@ -208,25 +210,29 @@ def report(
     return len(moved), looked
 
 
-def heeded(agreed: tuple[int, int, int]) -> str:
-    """Say how many of the new photos are answered as people said; about a third of them do not teach, but judge."""
-    return f"Of the {agreed[0]:,} new photos, {agreed[2]:,} are answered as people said ({agreed[1]:,} before)"
+def _unfinished(folder: Path) -> list[Path]:
+    """Return the directories of the rounds that did not end."""
+    rounds = [path.parent for path in folder.glob(f"*-{NAME}*/{ASKED}")]
+    return [workdir for workdir in rounds if not (workdir / runs.RESULT).exists()]
 
 
 def _interrupted(folder: Path, asked: Mapping[str, Any]) -> tuple[Path, str] | None:
-    """Return the last round's directory, and when it began, where it asked for the same and did not end."""
-    rounds = sorted(path.parent for path in folder.glob(f"*-{NAME}*/{ASKED}"))
-    if not rounds or (rounds[-1] / runs.RESULT).exists():
-        return None
-    try:
-        found = dict(orjson.loads((rounds[-1] / ASKED).read_bytes()))
-        begun = str(found.pop(runs.BEGUN))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return (rounds[-1], begun) if found == asked else None
+    """Return the directory of a round that asked for the same and did not end, and when it began."""
+    for workdir in _unfinished(folder):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found = dict(orjson.loads((workdir / ASKED).read_bytes()))
+            begun = str(found.pop(runs.BEGUN))
+            if found == asked:
+                return workdir, begun
+    return None
 
 
 def _begun(folder: Path, asked: Mapping[str, Any]) -> tuple[Path, str]:
+    """Begin a round; those that did not end never will, since photos, champion or settings have changed."""
+    for workdir in _unfinished(folder):
+        with contextlib.suppress(InputError), runs.locked(workdir):
+            runs.clear(workdir)
+            runs.clear(workdir / TRAINING)
     now = datetime.now(UTC)
     workdir = runs.create(folder, NAME, now)
     durable.replace(workdir / ASKED, orjson.dumps({runs.BEGUN: now.isoformat(), **asked}, option=orjson.OPT_INDENT_2))

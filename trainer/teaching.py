@@ -156,7 +156,7 @@ def _manifest(
     }
     fields = {
         "format_version": bundle.FORMAT_VERSION,
-        "threshold": threshold(known, last, champion.manifest.threshold),
+        "threshold": threshold(known, last, champion.manifest),
         "metrics": {},
         "dataset": bundle.DatasetSummary(hash=data.hash, counts=counts),
         "seed": settings.trainer.seed,
@@ -167,10 +167,14 @@ def _manifest(
     return champion.manifest.model_copy(update=fields)
 
 
-def threshold(known: Replay, last: Last, was: float | None) -> float | None:
-    """Choose the threshold of two classes on the validation photos."""
-    if was is None:
-        return None
+def threshold(known: Replay, last: Last, champion: bundle.Manifest) -> float | None:
+    """Choose the threshold of two classes on the validation photos.
+
+    With faces it stays: it was chosen for what scene and faces say together, and the replay knows the scenes alone.
+    """
+    was = champion.threshold
+    if was is None or champion.faces is not None:
+        return was
     rows = known.splits == SPLITS.index("validation")
     if not rows.any():
         return was

@@ -32,7 +32,9 @@ from trainer import (
 )
 from trainer.dataset import SPLITS, Dataset, open_dataset
 from trainer.disk import disk_errors
+from trainer.errors import InputError
 from trainer.fit import Fitted, Plan, View, fit
+from trainer.progress import printable
 from trainer.settings import Settings
 
 
@@ -50,10 +52,11 @@ class Trained:
         return self.metrics.balanced_accuracy <= 1 / len(self.data.class_names)
 
 
-def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool) -> Trained:
+def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool, expected: str = "") -> Trained:
     """Train on the dataset, measure on its test photos, and publish; `workdir` is the run's own directory.
 
-    With `promote` the bundle becomes the champion, unless it is no better than guessing.
+    With `promote` the bundle becomes the champion, unless it is no better than guessing. `expected` is the hash of the
+    photos that somebody else has read already.
 
     Raises InputError (DatasetError, ArchitectureError …), DownloadError, BundleError.
     """
@@ -62,6 +65,8 @@ def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool) -> T
     settings = viewing.settled(settings)
     plan = Plan.of(settings.trainer)
     data = prepare(settings, plan)
+    if expected and data.hash != expected:
+        raise InputError(f"{printable(data.root)}: photos changed meanwhile: the next retraining reads them")
     data.require_enough()
     if plan.faces is not None and not assembly.leaves_enough_unseen(data, plan.faces):
         settings = viewing.scenes_alone(settings)
@@ -154,8 +159,9 @@ def open_view(settings: Settings, plan: Plan, data: Dataset, root: Path) -> View
     """Make the folder of photos that Keras reads: `root/<split>/<class>/`."""
     photos = ((p.split, data.class_names[p.label], p.sha256) for p in data.photos)
     shutil.rmtree(root, ignore_errors=True)
-    prepared.link(cache_of(settings, plan), photos, root)
-    return View(root, data.class_names, {split: [p.label for p in data.of(split)] for split in SPLITS})
+    prepared.link(cache_of(settings, plan), photos, data.class_names, root)
+    labels = {split: [p.label for p in data.of(split)] for split in SPLITS}
+    return View(root, data.class_names, labels, data.kin(data.in_order()))
 
 
 def asked(settings: Settings, data: Dataset) -> dict[str, Any]:

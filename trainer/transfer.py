@@ -29,6 +29,7 @@ class Examples:
     class_names: tuple[str, ...]
     copies: Sequence[Maps]
     labels: NDArray[np.int_]
+    kin: NDArray[np.int_]
     train: Rows
     validation: Rows
 
@@ -95,7 +96,8 @@ def without_suspects(plan: Plan, pooled: Maps, examples: Examples) -> tuple[Rows
     train_rows = examples.train
     if not plan.drop_suspects:
         return train_rows, train_rows[:0]
-    worst = suspects.worst(pooled[train_rows], examples.labels[train_rows], plan.drop_suspects, plan.seed)
+    labels, kin = examples.labels[train_rows], examples.kin[train_rows]
+    worst = suspects.worst(pooled[train_rows], labels, plan.drop_suspects, plan.seed, kin)
     doubted = train_rows[np.asarray(worst, np.int_)]
     return np.setdiff1d(train_rows, doubted), doubted
 

@@ -47,7 +47,7 @@ def share_with_faces(settings: Settings) -> float:
     rules = Rules(settings.tray.ignore, settings.tray.max_file_bytes)
     root = settings.dataset.root
     paths = [root / path for name in class_folders(root, rules)[0] for path in walk(root, name, rules)]
-    chosen = paths[:: max(1, len(paths) // SAMPLE)]
+    chosen = paths[:: max(1, -(-len(paths) // SAMPLE))]
     cores = len(os.sched_getaffinity(0))
     parts = [chosen[i::cores] for i in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
