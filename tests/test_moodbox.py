@@ -99,6 +99,17 @@ def check_parity(root: Path, decisions: list[dict]) -> None:
         assert line["label"] == bundle.decide(loaded.manifest, scores).label
 
 
+def test_the_daemon_loads_tensorflow_without_what_only_training_needs(tmp_path):
+    heavy = ("tensorflow", "keras", "sklearn", "matplotlib", "pandas")
+    code = (
+        f"import sys; from daemon.command_line import main; status = main(['once']); "
+        f"print(status, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean(), capture_output=True, text=True,
+                          timeout=DEADLINE, check=False)  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 ['tensorflow']", done.stderr
+
+
 def test_a_running_daemon_learns_by_itself_from_what_a_person_moves(tmp_path):
     options = ("--set=daemon.learn_seconds=1", "--tray", "t")
     pictures.write_picture(tmp_path / "one.jpg")

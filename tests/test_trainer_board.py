@@ -98,7 +98,23 @@ def test_curves_and_the_learning_rate_of_each_epoch_are_written(stage):
 def test_weight_histograms_of_each_epoch_are_written(stage):
     tag = next(tag for tag in events(stage[0].logs / "train").Tags()["tensors"] if "kernel/histogram" in tag)
     assert plugin(stage[0].logs / "train", tag) == "histograms"
-    assert len(values(stage[0].logs / "train", tag)) == 3
+    found = values(stage[0].logs / "train", tag)
+    assert len(found) == 3
+    (kernel,) = (weight.numpy() for weight in stage[1].weights if f"{weight.path}/histogram" == tag)
+    np.testing.assert_array_equal(found[2][:, 2], np.histogram(kernel, bins=30)[0])
+
+
+def test_a_histogram_is_that_of_tensorflow(tmp_path):
+    import tensorflow as tf
+
+    numbers = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
+    with tf.summary.create_file_writer(str(tmp_path)).as_default():
+        tf.summary.histogram("theirs", numbers, step=0)
+        board.histogram(tf.summary, "ours", numbers, 0)
+        board.histogram(tf.summary, "diverged", np.array([1.0, np.nan, np.inf]), 0)
+    np.testing.assert_allclose(values(tmp_path, "ours")[0], values(tmp_path, "theirs")[0], rtol=1e-6)
+    assert plugin(tmp_path, "ours") == plugin(tmp_path, "theirs")
+    assert values(tmp_path, "diverged")[0][:, 2].sum() == 1
 
 
 def test_the_graph_of_the_network_is_written(stage):

@@ -22,13 +22,13 @@ Logs = dict[str, Any] | None
 
 
 class Events(keras.callbacks.TensorBoard):  # type: ignore[misc]  # Keras has no types
-    """Keras's TensorBoard: curves, learning rate, weight histograms; and the graph, which Keras fails to write here.
+    """Keras's TensorBoard: curves, learning rate; and what Keras is slow at or fails to write: histograms, the graph.
 
     What an epoch has to show is on disk when it ends.
     """
 
     def __init__(self, folder: Path, *, profile: bool) -> None:
-        super().__init__(str(folder), histogram_freq=1, write_graph=False, profile_batch=PROFILED if profile else 0)
+        super().__init__(str(folder), write_graph=False, profile_batch=PROFILED if profile else 0)
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Write the graph once."""
@@ -36,8 +36,11 @@ class Events(keras.callbacks.TensorBoard):  # type: ignore[misc]  # Keras has no
         board.graph(self._train_writer, self.model)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Write the figures."""
+        """Write the figures, and how the weights are spread."""
         super().on_epoch_end(epoch, logs)
+        with self._train_writer.as_default():
+            for weight in self.model.weights:
+                board.histogram(tf.summary, f"{weight.path}/histogram", weight.numpy(), epoch)
         self._train_writer.flush()
 
     def on_train_end(self, logs: Logs = None) -> None:
