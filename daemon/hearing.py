@@ -4,6 +4,7 @@ Invariant: what cannot be watched, or is not watched any more, is found out with
 """
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from daemon.mounts import mount_of
 from daemon.tray import INBOX
 from daemon.watcher import Watcher
 
+RETRY_SECONDS = 60.0
 log = structlog.get_logger()
 
 
@@ -25,6 +27,7 @@ class Hearing:
         self._inbox, self._on_event = str(root / INBOX), on_event
         self._watcher: Watcher | None = None
         self._is_told = False
+        self._retry_at = 0.0
 
     @property
     def is_whole(self) -> bool:
@@ -36,15 +39,19 @@ class Hearing:
         if poll == "always" or (poll == "auto" and mount_of(self._inbox).is_shared):
             self.stop()
             return
-        if self._watcher is None or not self._watcher.is_alive():
+        if self._watcher is not None and not self._watcher.is_alive():
+            self.stop()
+            log.warning("the watch on the inbox ended: watching it again")
+        if self._watcher is not None and self._watcher.is_full and time.monotonic() >= self._retry_at:
+            self.stop()  # somebody may have done what was advised
+        if self._watcher is None:
             self._begin(tray)
         if self._watcher is not None and self._watcher.is_full:
             self._tell("not every folder in it can be watched")
+        self._is_told = not self.is_whole
 
     def _begin(self, tray: int) -> None:
-        if self._watcher is not None:
-            self.stop()
-            log.warning("the watch on the inbox ended: watching it again")
+        self._retry_at = time.monotonic() + RETRY_SECONDS
         os.close(fs.open_folder(tray, (INBOX,), make_mode=fs.PUBLIC_MODE))
         try:
             self._watcher = Watcher(self._inbox, self._on_event)
@@ -55,7 +62,6 @@ class Hearing:
         if not self._is_told:
             cure = "raise fs.inotify.max_user_watches or max_user_instances"
             log.warning("the inbox is polled", cure=cure, error=error)
-        self._is_told = True
 
     def stop(self) -> None:
         """Hear nothing any more."""

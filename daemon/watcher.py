@@ -19,11 +19,11 @@ from daemon.watches import TreeObserver
 
 MAX_DEPTH = 64
 MAX_PATH = 3000  # bytes; the path in .work is longer than the one in the inbox, and the kernel ends at 4,096
-# What makes, finishes or removes a file. Not what reading causes, since the settle check and the scan open things
-# themselves, and not each write of a long upload: a file that is not settled is looked at anyway.
+# What makes, finishes or removes a file, or opens a folder. Not what reading causes, since the settle check and the
+# scan open things themselves, and not each write of a long upload: what is not settled is looked at anyway.
 HEARD: list[type[events.FileSystemEvent]] = [
     events.FileCreatedEvent, events.FileMovedEvent, events.FileClosedEvent, events.FileDeletedEvent,
-    events.DirCreatedEvent, events.DirMovedEvent, events.DirDeletedEvent,
+    events.DirCreatedEvent, events.DirMovedEvent, events.DirAttribEvent, events.DirDeletedEvent,
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from watchdog.observers.inotify import InotifyEmitter, InotifyObserver, InotifyWatchGroup
-from watchdog.observers.inotify_c import InotifyEvent, WatchDescriptor
+from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, Mask, WatchDescriptor
 from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 # Else all events are held back for half a second after each claim, to pair both ends of a rename: either wakes us.
@@ -23,25 +23,37 @@ class Watches(InotifyWatchGroup):
     is_full = False
 
     def on_event(self, event: InotifyEvent) -> None:
-        """Drop the watches of a folder that is moved; where it comes back into the tree, it gets new ones."""
-        if event.is_moved_from and event.is_directory:
+        """Drop the watches of a folder that moves, which gets new ones where it arrives; watch one that is opened."""
+        if event.is_directory and (event.is_moved_from or event.is_attrib):
             with self._lock:
-                source = self._build_event_source_path(event) if self.is_active else None
-                if source is not None:
-                    self._remove_callbacks(self._below(source))
+                path = self._build_event_source_path(event) if self.is_active else None
+                if path is not None and event.is_moved_from:
+                    self._remove_callbacks(self._left(path))
+                elif path is not None and path not in self._active_callbacks_by_path:
+                    self._add_all_callbacks(path)  # it may be read now
         super().on_event(event)
 
-    def _below(self, top: bytes) -> list[WatchDescriptor]:
-        found = self._active_callbacks_by_path.items()
-        return [wd for path, wd in found if path == top or path.startswith(top + b"/")]
+    def _left(self, top: bytes) -> list[WatchDescriptor]:
+        """Return the watches at `top` and below; forget paths of those that were found elsewhere by now."""
+        gone = []
+        for path, wd in list(self._active_callbacks_by_path.items()):
+            if path != top and not path.startswith(top + b"/"):
+                continue
+            if self._active_callbacks_by_watch.get(wd) == path:
+                gone.append(wd)
+            else:
+                del self._active_callbacks_by_path[path]
+        return gone
 
     def _add_callback(self, path: bytes) -> None:
         try:
             wd = self._inotify_fd.add_callback(path, self.event_mask, self._callback, self._id)
-        except OSError as error:  # gone meanwhile, or not for us; or the limit is reached
+        except OSError as error:  # gone meanwhile, or the limit is reached
             self.is_full |= error.errno == errno.ENOSPC
             if path == self.path:
                 raise
+            return
+        if wd == -1:  # watchdog's word for one that may not be read
             return
         self._active_callbacks_by_path[path] = wd
         self._active_callbacks_by_watch[wd] = path
@@ -59,7 +71,7 @@ class _Emitter(InotifyEmitter):
             self._inotify_fd,
             os.fsencode(self.watch.path),
             is_recursive=self.watch.is_recursive,
-            event_mask=self.get_event_mask_from_filter(),
+            event_mask=Mask(self.get_event_mask_from_filter() | InotifyConstants.IN_ATTRIB),
             follow_symlink=self.watch.follow_symlink,
         )
 

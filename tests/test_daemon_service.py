@@ -396,7 +396,7 @@ def test_a_folder_that_takes_a_links_place_while_it_waits_is_no_file(tmp_path):
 
 
 def test_a_daemon_that_stops_does_not_spin_for_what_it_will_not_take(tmp_path):
-    settings = settings_for(tmp_path)
+    settings = settings_for(tmp_path, daemon={"rescan_seconds": 3600})
     tray.create(settings.tray.root)
     picture(settings.tray.root / "inbox" / "a.png")
     session = Session.open(settings, StandIn(), lambda _key, _paths: None, lambda: None)

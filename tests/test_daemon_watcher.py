@@ -146,6 +146,62 @@ def test_a_folder_that_left_is_heard_no_more_and_another_of_its_name_does_no_har
     assert woken[0].is_alive()
 
 
+@pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")  # pytest puts back what the watcher hushes
+def test_a_folder_that_is_moved_into_a_new_one_before_that_is_watched_stays_heard(inbox, woken, heard):
+    """The walk through the new one finds it, and gets its old watch: what tells of the move comes later."""
+    (inbox / "trip" / "day").mkdir(parents=True)
+    wait_for(lambda: str(inbox / "trip" / "day") in heard)
+    (emitter,) = woken[0]._observer.emitters
+    with emitter.watches._lock:
+        (inbox / "new").mkdir()
+        (inbox / "trip").rename(inbox / "new" / "trip")
+    wait_for(lambda: str(inbox / "new") in heard)
+    for folder in (inbox / "new" / "trip", inbox / "new" / "trip" / "day"):
+        (folder / "photo.jpg").touch()
+        wait_for(lambda folder=folder: str(folder / "photo.jpg") in heard)
+
+
+@needs_root
+def test_a_folder_is_heard_from_the_moment_on_at_which_it_may_be_read(inbox):
+    shut = inbox / "shut"
+    shut.mkdir()
+    for folder in inbox.parents:
+        folder.chmod(folder.stat().st_mode | 0o5)
+    os.chown(inbox, NOBODY, NOBODY)
+    shut.chmod(0o700)
+    asking, asked = os.pipe()
+    going, go_on = os.pipe()
+
+    def listen():
+        paths = set()
+        watcher_module._Waker.on_any_event = lambda _, event: paths.add(event.src_path)
+        watcher = Watcher(str(inbox), lambda: None)
+        os.write(asked, b".")
+        os.read(going, 1)
+        wait_for(lambda: str(shut) in paths)
+        os.write(asked, b".")
+        wait_for(lambda: str(shut / "photo.jpg") in paths)
+        watcher.stop()
+        return True
+
+    def person():
+        os.read(asking, 1)
+        shut.chmod(0o755)
+        os.write(go_on, b".")
+        os.read(asking, 1)
+        (shut / "photo.jpg").touch()
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    try:
+        assert as_user(NOBODY, listen)
+    finally:
+        os.write(asked, b"..")
+        thread.join()
+        for fd in (asking, asked, going, go_on):
+            os.close(fd)
+
+
 def test_a_long_upload_wakes_nobody_until_it_is_done(inbox, heard):
     path = inbox / ".upload.part"
     with open(path, "wb", buffering=0) as file:
@@ -230,7 +286,13 @@ def test_where_folders_get_no_watch_the_inbox_is_polled_and_that_is_told_once(in
     with capture_logs() as logs:
         hearing.mend(tray, "never")
         hearing.mend(tray, "never")
-    assert not hearing.is_whole
+        assert not hearing.is_whole
+        watcher, hearing._retry_at = hearing._watcher, 0.0
+        hearing.mend(tray, "never")
+        assert hearing._watcher is not watcher, "somebody may have raised the limit"
+        monkeypatch.setattr(Watcher, "is_full", False)
+        hearing.mend(tray, "never")
+        assert hearing.is_whole
     assert [entry["event"] for entry in logs] == ["the inbox is polled"]
     hearing.stop()
 

@@ -355,9 +355,10 @@ def test_of_many_new_photos_those_of_every_class_are_asked_about(monkeypatch):
     monkeypatch.setattr(contest, "MOST_ASKED", 20)
     photos = [SimpleNamespace(label=label, sha256=sha256(b"%d %d" % (label, n)).hexdigest()) for label in (0, 1)
               for n in range(100)]  # fmt: skip
-    asked = [photo.label for photo in contest._some(photos)]
+    asked = [photo.label for photo in contest._some(photos, "")]
     assert len(asked) == 20
     assert 3 < sum(asked) < 17
+    assert contest._some(photos, "") != contest._some(photos, "another round")
     assert str(contest.Agreement(500, 200, 1, 150)).startswith("Of 200 of the 500 new photos, 150 are answered")
 
 

@@ -3,6 +3,7 @@
 Invariant: both are asked about the same photos in the same order, and decide as the product does.
 """
 
+import hashlib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
@@ -74,10 +75,12 @@ def between(material: Lessons, challenger: Bundle, taught: Taught | None, max_pi
 
 def agreement(material: Lessons, challenger: Bundle, doubted: Container[str], max_pixels: int) -> Agreement:
     """Ask both about new photos, and about those of earlier rounds whose labels are `doubted`; of many, about some."""
-    new = _some(material.new)
+    new = _some(material.new, material.data.hash)
     labels, before, now = _by_files(material, challenger, new, max_pixels)
     fresh = {photo.sha256 for photo in material.new}
-    earlier = _some([p for p in material.data.photos if p.sha256 in doubted and p.sha256 not in fresh])
+    earlier = _some(
+        [p for p in material.data.photos if p.sha256 in doubted and p.sha256 not in fresh], material.data.hash
+    )
     said, _, answers = _by_files(material, challenger, earlier, max_pixels)
     heeded = {photo.sha256 for photo, right in zip(earlier, answers == said, strict=True) if right}
     if 2 * len(heeded) < len(earlier):
@@ -86,9 +89,9 @@ def agreement(material: Lessons, challenger: Bundle, doubted: Container[str], ma
     return Agreement(len(material.new), *counts, frozenset(heeded))
 
 
-def _some(photos: Sequence[Photo]) -> list[Photo]:
-    """Return some of many photos, of all classes as they come."""
-    return sorted(photos, key=lambda photo: photo.sha256)[:MOST_ASKED]
+def _some(photos: Sequence[Photo], salt: str) -> list[Photo]:
+    """Return some of many photos, of all classes as they come; with another `salt`, others."""
+    return sorted(photos, key=lambda photo: hashlib.sha256((salt + photo.sha256).encode()).digest())[:MOST_ASKED]
 
 
 def metrics(answered: Answered, class_names: Sequence[str]) -> Metrics:

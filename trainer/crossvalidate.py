@@ -111,7 +111,8 @@ def kinship(data: Dataset, photos: Sequence[Photo]) -> NDArray[np.uint64]:
     """Return a number for each photo that it shares with its near duplicates: bits of the least hash among them."""
     least = {photo.path: photo.sha256 for photo in photos}
     for twins in data.twins:
-        least |= dict.fromkeys(twins, min(least[path] for path in twins))
+        there = [path for path in twins if path in least]
+        least |= dict.fromkeys(there, min((least[path] for path in there), default=""))
     return np.array([int(least[photo.path][16:32], 16) for photo in photos], np.uint64)  # not what decides the split
 
 

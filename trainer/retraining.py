@@ -89,7 +89,7 @@ def hold(settings: Settings, material: Lessons, cache: prepared.Cache, way: str)
         if made.taught:
             made = published(settings, made, answered, begun)
         facts = {"route": way, "time": f"{time.monotonic() - started:.0f} s"}
-        doubted = known_labels.doubted(known_labels.read(settings.models.root) or {})
+        doubted = known_labels.doubted(known_labels.read(settings.models.root) or {}) if verdict.promoted else set()
         agreed = contest.agreement(material, made.bundle, doubted, settings.tray.max_pixels)
         elsewhere = report(settings, material, made, answered, verdict, facts, agreed, workdir)
         carry_out(settings.models.root, material, made.number, verdict, agreed, said)

@@ -65,13 +65,13 @@ def train_and_evaluate(settings: Settings, workdir: Path, *, promote: bool, expe
     settings = viewing.settled(settings)
     plan = Plan.of(settings.trainer)
     data = prepare(settings, plan)
-    if expected and data.hash != expected:
-        raise InputError(f"{printable(data.root)}: photos changed meanwhile: the next retraining reads them")
-    data.require_enough()
-    if plan.faces is not None and not assembly.leaves_enough_unseen(data, plan.faces):
+    if plan.faces is not None and data.is_enough and not assembly.leaves_enough_unseen(data, plan.faces):
         settings = viewing.scenes_alone(settings)
         plan = Plan.of(settings.trainer)
         data = prepare(settings, plan)
+    if expected and data.hash != expected:
+        raise InputError(f"{printable(data.root)}: photos changed meanwhile: the next retraining reads them")
+    data.require_enough()
     hooks.find(settings.trainer.hooks)  # a mistake there is no run to go on with
     begun = runs.begin(workdir, asked(settings, data), datetime.now(UTC))
     with disk_errors(workdir):
