@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_line_then_the_next_round_works_and_prunes(capsys, pl
 
 
 def doubts(place):
-    return known_labels.doubted(known_labels.read(place / "models") or {})
+    return known_labels.doubted(place / "models")
 
 
 def test_labels_that_the_gate_spoke_against_judge_no_later_round(capsys, place, monkeypatch):

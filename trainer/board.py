@@ -101,10 +101,8 @@ def graph(writer: Writer, model: Any) -> None:
 def pr_curve(summary: Any, name: str, positive: NDArray[np.bool_], scores: NDArray[np.float32], step: int) -> None:
     """Write precision and recall over 201 thresholds, for scores (N,) in [0, 1]: "PR Curves"."""
     from tensorboard.plugins.pr_curve import summary as plugin  # noqa: PLC0415  needs TensorFlow
-    from tensorboard.util import tensor_util  # noqa: PLC0415
 
-    value = plugin.pb(name, positive, scores).value[0]
-    summary.write(value.tag, tensor_util.make_ndarray(value.tensor), step, metadata=value.metadata)
+    _write(summary, plugin.pb(name, positive, scores), step)
 
 
 def histogram(summary: Any, name: str, values: NDArray[np.floating[Any]], step: int) -> None:
@@ -113,9 +111,15 @@ def histogram(summary: Any, name: str, values: NDArray[np.floating[Any]], step: 
     As `tf.summary.histogram`, whose forty operations for each of a hundred weights take as long as a small epoch.
     """
     from tensorboard.plugins.histogram import summary_v2 as plugin  # noqa: PLC0415  needs TensorFlow
+
+    _write(summary, plugin.histogram_pb(name, values[np.isfinite(values)]), step)
+
+
+def _write(summary: Any, made: Any, step: int) -> None:
+    """Write what a plug-in made of numbers: its one value, as a protocol buffer."""
     from tensorboard.util import tensor_util  # noqa: PLC0415
 
-    value = plugin.histogram_pb(name, values[np.isfinite(values)]).value[0]
+    (value,) = made.value
     summary.write(value.tag, tensor_util.make_ndarray(value.tensor), step, metadata=value.metadata)
 
 

@@ -58,6 +58,6 @@ def may_judge(photo: Photo, data: Dataset, known: Known) -> bool:
     return known.get(photo.sha256) == data.class_names[photo.label]
 
 
-def doubted(known: Known) -> set[str]:
-    """Return the hashes of the photos whose labels are doubted."""
-    return {sha256 for sha256, label in known.items() if label.endswith(DOUBTED)}
+def doubted(models: Path) -> set[str]:
+    """Return the hashes of the photos whose labels are doubted. Raises BundleError where the file is damaged."""
+    return {sha256 for sha256, label in (read(models) or {}).items() if label.endswith(DOUBTED)}

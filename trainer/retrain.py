@@ -57,7 +57,7 @@ def hold(settings: Settings) -> None:
     names = material.data.class_names
     write(f"new: {len(material.new):,} photos: {lessons.described(material.new, names) or 'none; some are gone'}")
     if not material.data.of("train"):
-        doubted = {photo.sha256 for photo in material.new} | known_labels.doubted(known_labels.read(root) or {})
+        doubted = {photo.sha256 for photo in material.new} | known_labels.doubted(root)
         known_labels.write(root, material.data, doubted)
         write("none of them is for training (the split drew them all to judge by): add more; nothing was trained")
         return

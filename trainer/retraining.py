@@ -89,7 +89,7 @@ def hold(settings: Settings, material: Lessons, cache: prepared.Cache, way: str)
         if made.taught:
             made = published(settings, made, answered, begun)
         facts = {"route": way, "time": f"{time.monotonic() - started:.0f} s"}
-        doubted = known_labels.doubted(known_labels.read(settings.models.root) or {}) if verdict.promoted else set()
+        doubted = known_labels.doubted(settings.models.root) if verdict.promoted else set()
         agreed = contest.agreement(material, made.bundle, doubted, settings.tray.max_pixels)
         elsewhere = report(settings, material, made, answered, verdict, facts, agreed, workdir)
         carry_out(settings.models.root, material, made.number, verdict, agreed, said)
@@ -129,7 +129,7 @@ def doubted(root: Path, new: Sequence[Photo], verdict: Verdict, agreed: Agreemen
     until a model is promoted that heeds them; a gate that had too few photos to judge by has spoken against none.
     """
     fresh = {photo.sha256 for photo in new}
-    earlier = known_labels.doubted(known_labels.read(root) or {}) - fresh
+    earlier = known_labels.doubted(root) - fresh
     if verdict.promoted:
         earlier -= agreed.heeded
     is_trusted = agreed.is_learned and (verdict.promoted or not verdict.could_judge)
